@@ -1,0 +1,1 @@
+"""The distributed optimisers, one module each, as pure functions and state machines."""

@@ -1,0 +1,1 @@
+"""Carriers of blocks between a worker and a shard, behind one interface."""
