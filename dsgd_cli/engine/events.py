@@ -1,0 +1,350 @@
+"""What the coordinator tells the run's state machine, and what the machine answers.
+
+`Training.on(event, now_s) -> list[Decision]` is the whole interface: the daemon turns messages
+into events, feeds them one at a time, and carries the decisions out in the order given. Events of
+one worker must be fed in the order in which that worker sent them. Every event of a worker carries
+its incarnation; what comes from an incarnation that is no longer the living one is ignored.
+Nothing here does anything: values only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dsgd_cli.engine.tasks import Task
+
+Tensors = tuple[tuple[str, tuple[int, ...]], ...]
+Outcome = Literal["converged", "stopped", "diverged", "failed"]
+Unit = Literal["epoch", "step", "s"]
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """How often the held-out set is evaluated: every `count` epochs, steps or seconds."""
+
+    count: float = 1
+    unit: Unit = "epoch"
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """When the run ends. All targets given must hold at once, on the held-out set."""
+
+    loss: float | None = None  # held-out loss <= this
+    accuracy: float | None = None  # held-out accuracy >= this
+    max_epochs: int | None = None
+    max_steps: int | None = None  # gradient batches over all workers
+    max_time_s: float | None = None  # since the first worker was started
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the machine must know of the specification."""
+
+    seed: int
+    batch_size: int
+    until: Until
+    every: Every = Every()
+
+
+# ── events ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A session opened. Incarnations of one worker grow; each session is a new one."""
+
+    worker: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """The session of this incarnation ended, or the worker is silent for too long."""
+
+    worker: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Answer to `Prepare`: model and data are loaded. `digest` covers both, and the seed."""
+
+    worker: int
+    incarnation: int
+    tensors: Tensors
+    dtype: str
+    examples: int  # training examples, the N of each epoch
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """Answer to `ConfigureShards`: every server has its (empty) shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Initialised:
+    """Answer to `Initialise`: this worker wrote every block of every shard."""
+
+    worker: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """Answer to `Fence`, with the same two numbers: every shard has acknowledged it."""
+
+    worker: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker did since its last report, all of it for one task.
+
+    Sent when a task ends (`done_upto == task.stop`), while a long one runs, and before `Drained`.
+    """
+
+    worker: int
+    incarnation: int
+    task_id: int
+    done_upto: int  # positions before this one are in the parameters: acknowledged by every shard
+    steps: int  # gradient batches computed since the last report (refused ones included)
+    examples: int  # examples in those batches; may run ahead of done_upto
+    loss_sum: float = 0.0
+    loss_count: int = 0  # mean training loss = loss_sum / loss_count
+    staleness: tuple[int, int, int] = (0, 0, 0)  # pushes, sum, max: updates by others meanwhile
+    bytes_moved: int = 0
+    pull_s: float = 0.0
+    compute_s: float = 0.0
+    push_s: float = 0.0
+    nonfinite_streak: int = 0  # gradients refused as not finite in a row, up to now
+    nonfinite_where: str = ""  # the tensor of the last of them
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Answer to `Evaluate`: the held-out set's metrics, with "loss" and often "accuracy"."""
+
+    worker: int
+    incarnation: int
+    evaluation_id: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """Answer to `Drain`, after the last reports: this worker holds no task and pushes nothing."""
+
+    worker: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Answer to `Freeze`: every shard refuses pushes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thawed:
+    """Answer to `Thaw`: every shard takes pushes again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """Answer to `Export`: every server wrote its slice (the daemon remembers where)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """Somebody wants the run to end and its model to be kept: Ctrl-C, a lapsed lease."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFailed:
+    """An error that a restart would not cure (the user's code or data): the run has failed."""
+
+    worker: int
+    incarnation: int
+    error: str
+    traceback: str = ""
+    kind: str = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passes. A few a second are enough: nothing but limits and progress waits for one."""
+
+
+Event = (
+    WorkerJoined
+    | WorkerLost
+    | Prepared
+    | Configured
+    | Initialised
+    | Fenced
+    | Report
+    | Evaluated
+    | Drained
+    | Frozen
+    | Thawed
+    | Exported
+    | StopRequested
+    | WorkerFailed
+    | Tick
+)
+
+
+# ── decisions ──────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Load model and data, and answer `Prepared`. Every incarnation is asked once."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigureShards:
+    """Cut the shards and configure the servers; answer `Configured`."""
+
+    tensors: Tensors
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Initialise:
+    """This worker writes the seeded first parameters into all shards; answer `Initialised`.
+
+    Asked again of another worker if this one is lost: writing a block twice is harmless.
+    """
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Parameters exist: pull them and be ready for `Grant` and `Evaluate`. No answer."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Append this task to the worker's queue (at most two are there)."""
+
+    worker: int
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Pull, and compute the held-out set's metrics, before the next batch; answer `Evaluated`.
+
+    `frozen`: no push is accepted meanwhile, so all blocks belong together.
+    """
+
+    worker: int
+    evaluation_id: int
+    frozen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Every shard must refuse this worker's incarnations below `incarnation`; answer `Fenced`.
+
+    Retried by the daemon until every shard has acknowledged it.
+    """
+
+    worker: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """End the batch in hand, push what has been accumulated, report each task that was touched,
+    drop the queue (granted tasks; evaluations that have not begun), then answer `Drained`."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Every shard refuses pushes from now on; answer `Frozen`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thaw:
+    """Every shard takes pushes again; answer `Thawed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Every server writes its slice to disk; answer `Exported`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A line of metrics.jsonl: plain JSON values; `kind` is report, epoch, evaluate or event."""
+
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A line for the terminal: step, epoch, examples, examples_per_s, loss, metric, value,
+    elapsed_s, limits, workers."""
+
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Who failed, and how: for `run_error`."""
+
+    process: str  # "worker/3", or "" when it is nobody's
+    error: str
+    traceback: str = ""
+    kind: str = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run is over. Given exactly once, the last decision of all."""
+
+    outcome: Outcome
+    reason: str
+    metric: str | None = None
+    value: float | None = None
+    loss: float | None = None  # held-out
+    steps: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    epochs: int = 0  # complete ones
+    exported: bool = False  # whether an `Export` was answered
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of the exported vector
+    failure: Failure | None = None
+
+
+Decision = (
+    Prepare
+    | ConfigureShards
+    | Initialise
+    | Start
+    | Grant
+    | Evaluate
+    | Fence
+    | Drain
+    | Freeze
+    | Thaw
+    | Export
+    | Record
+    | Progress
+    | Finish
+)
