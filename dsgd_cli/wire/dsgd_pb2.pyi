@@ -1,0 +1,511 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Operation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PULL: _ClassVar[Operation]
+    PUSH: _ClassVar[Operation]
+    PUSH_PULL: _ClassVar[Operation]
+    WRITE: _ClassVar[Operation]
+
+class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    UNKNOWN: _ClassVar[Reason]
+    WRONG_CLUSTER: _ClassVar[Reason]
+    WRONG_EPOCH: _ClassVar[Reason]
+    WRONG_SHARD: _ClassVar[Reason]
+    WRONG_SIZE: _ClassVar[Reason]
+    WRONG_ORDER: _ClassVar[Reason]
+    FENCED: _ClassVar[Reason]
+    OUT_OF_ORDER: _ClassVar[Reason]
+    NOT_FINITE: _ClassVar[Reason]
+    FROZEN: _ClassVar[Reason]
+    NOT_CONFIGURED: _ClassVar[Reason]
+PULL: Operation
+PUSH: Operation
+PUSH_PULL: Operation
+WRITE: Operation
+UNKNOWN: Reason
+WRONG_CLUSTER: Reason
+WRONG_EPOCH: Reason
+WRONG_SHARD: Reason
+WRONG_SIZE: Reason
+WRONG_ORDER: Reason
+FENCED: Reason
+OUT_OF_ORDER: Reason
+NOT_FINITE: Reason
+FROZEN: Reason
+NOT_CONFIGURED: Reason
+
+class FromWorker(_message.Message):
+    __slots__ = ("hello", "heartbeat", "reached", "unreachable", "prepared", "initialised", "report", "evaluated", "failed", "drained")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    REACHED_FIELD_NUMBER: _ClassVar[int]
+    UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
+    PREPARED_FIELD_NUMBER: _ClassVar[int]
+    INITIALISED_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    EVALUATED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    heartbeat: Heartbeat
+    reached: Reached
+    unreachable: Unreachable
+    prepared: Prepared
+    initialised: Initialised
+    report: Report
+    evaluated: Evaluated
+    failed: WorkerFailed
+    drained: Drained
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., reached: _Optional[_Union[Reached, _Mapping]] = ..., unreachable: _Optional[_Union[Unreachable, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., initialised: _Optional[_Union[Initialised, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., failed: _Optional[_Union[WorkerFailed, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ...) -> None: ...
+
+class FromCoordinator(_message.Message):
+    __slots__ = ("welcome", "heartbeat", "servers", "lease", "prepare", "initialise", "start", "grant", "evaluate", "drain", "run_over")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    SERVERS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    PREPARE_FIELD_NUMBER: _ClassVar[int]
+    INITIALISE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
+    RUN_OVER_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    heartbeat: Heartbeat
+    servers: Servers
+    lease: Lease
+    prepare: Prepare
+    initialise: Initialise
+    start: Start
+    grant: Grant
+    evaluate: Evaluate
+    drain: Drain
+    run_over: RunOver
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., servers: _Optional[_Union[Servers, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., initialise: _Optional[_Union[Initialise, _Mapping]] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., run_over: _Optional[_Union[RunOver, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("cluster_id", "worker", "pid")
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    cluster_id: str
+    worker: int
+    pid: int
+    def __init__(self, cluster_id: _Optional[str] = ..., worker: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("steps",)
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    def __init__(self, steps: _Optional[int] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("incarnation",)
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
+
+class Servers(_message.Message):
+    __slots__ = ("addresses",)
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Reached(_message.Message):
+    __slots__ = ("addresses",)
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Unreachable(_message.Message):
+    __slots__ = ("server", "address", "why", "kind")
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    server: int
+    address: str
+    why: str
+    kind: str
+    def __init__(self, server: _Optional[int] = ..., address: _Optional[str] = ..., why: _Optional[str] = ..., kind: _Optional[str] = ...) -> None: ...
+
+class Lease(_message.Message):
+    __slots__ = ("seconds", "holder")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    holder: str
+    def __init__(self, seconds: _Optional[float] = ..., holder: _Optional[str] = ...) -> None: ...
+
+class Prepare(_message.Message):
+    __slots__ = ("epoch", "run_id", "seed", "train_json", "workers")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_JSON_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    run_id: str
+    seed: int
+    train_json: str
+    workers: int
+    def __init__(self, epoch: _Optional[int] = ..., run_id: _Optional[str] = ..., seed: _Optional[int] = ..., train_json: _Optional[str] = ..., workers: _Optional[int] = ...) -> None: ...
+
+class Tensor(_message.Message):
+    __slots__ = ("name", "shape")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Prepared(_message.Message):
+    __slots__ = ("epoch", "tensors", "dtype", "examples", "digest")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    dtype: str
+    examples: int
+    digest: str
+    def __init__(self, epoch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., dtype: _Optional[str] = ..., examples: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class Cut(_message.Message):
+    __slots__ = ("tensors", "dtype", "servers", "max_block_bytes")
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SERVERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    dtype: str
+    servers: int
+    max_block_bytes: int
+    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., dtype: _Optional[str] = ..., servers: _Optional[int] = ..., max_block_bytes: _Optional[int] = ...) -> None: ...
+
+class Initialise(_message.Message):
+    __slots__ = ("epoch", "cut")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    cut: Cut
+    def __init__(self, epoch: _Optional[int] = ..., cut: _Optional[_Union[Cut, _Mapping]] = ...) -> None: ...
+
+class Initialised(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class Start(_message.Message):
+    __slots__ = ("epoch", "cut")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    cut: Cut
+    def __init__(self, epoch: _Optional[int] = ..., cut: _Optional[_Union[Cut, _Mapping]] = ...) -> None: ...
+
+class Task(_message.Message):
+    __slots__ = ("id", "start", "stop")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PASS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    start: int
+    stop: int
+    def __init__(self, id: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., **kwargs) -> None: ...
+
+class Grant(_message.Message):
+    __slots__ = ("epoch", "task")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    task: Task
+    def __init__(self, epoch: _Optional[int] = ..., task: _Optional[_Union[Task, _Mapping]] = ...) -> None: ...
+
+class Drain(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class Drained(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class Evaluate(_message.Message):
+    __slots__ = ("epoch", "evaluation", "frozen")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    evaluation: int
+    frozen: bool
+    def __init__(self, epoch: _Optional[int] = ..., evaluation: _Optional[int] = ..., frozen: _Optional[bool] = ...) -> None: ...
+
+class Evaluated(_message.Message):
+    __slots__ = ("epoch", "evaluation", "metrics")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    evaluation: int
+    metrics: _containers.ScalarMap[str, float]
+    def __init__(self, epoch: _Optional[int] = ..., evaluation: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class Report(_message.Message):
+    __slots__ = ("epoch", "task", "done_upto", "steps", "examples", "loss_sum", "loss_count", "stale_count", "stale_sum", "stale_max", "bytes_moved", "pull_s", "compute_s", "push_s", "nonfinite_streak", "nonfinite_where")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    DONE_UPTO_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    LOSS_SUM_FIELD_NUMBER: _ClassVar[int]
+    LOSS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    STALE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    STALE_SUM_FIELD_NUMBER: _ClassVar[int]
+    STALE_MAX_FIELD_NUMBER: _ClassVar[int]
+    BYTES_MOVED_FIELD_NUMBER: _ClassVar[int]
+    PULL_S_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    PUSH_S_FIELD_NUMBER: _ClassVar[int]
+    NONFINITE_STREAK_FIELD_NUMBER: _ClassVar[int]
+    NONFINITE_WHERE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    task: int
+    done_upto: int
+    steps: int
+    examples: int
+    loss_sum: float
+    loss_count: int
+    stale_count: int
+    stale_sum: int
+    stale_max: int
+    bytes_moved: int
+    pull_s: float
+    compute_s: float
+    push_s: float
+    nonfinite_streak: int
+    nonfinite_where: str
+    def __init__(self, epoch: _Optional[int] = ..., task: _Optional[int] = ..., done_upto: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., loss_sum: _Optional[float] = ..., loss_count: _Optional[int] = ..., stale_count: _Optional[int] = ..., stale_sum: _Optional[int] = ..., stale_max: _Optional[int] = ..., bytes_moved: _Optional[int] = ..., pull_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., push_s: _Optional[float] = ..., nonfinite_streak: _Optional[int] = ..., nonfinite_where: _Optional[str] = ...) -> None: ...
+
+class WorkerFailed(_message.Message):
+    __slots__ = ("epoch", "error", "traceback", "kind")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    TRACEBACK_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    error: str
+    traceback: str
+    kind: str
+    def __init__(self, epoch: _Optional[int] = ..., error: _Optional[str] = ..., traceback: _Optional[str] = ..., kind: _Optional[str] = ...) -> None: ...
+
+class RunOver(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class Header(_message.Message):
+    __slots__ = ("cluster_id", "epoch", "shard", "worker", "incarnation", "seq", "operation")
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    cluster_id: str
+    epoch: int
+    shard: int
+    worker: int
+    incarnation: int
+    seq: int
+    operation: Operation
+    def __init__(self, cluster_id: _Optional[str] = ..., epoch: _Optional[int] = ..., shard: _Optional[int] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., seq: _Optional[int] = ..., operation: _Optional[_Union[Operation, str]] = ...) -> None: ...
+
+class Block(_message.Message):
+    __slots__ = ("index", "data")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    data: bytes
+    def __init__(self, index: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ExchangeRequest(_message.Message):
+    __slots__ = ("header", "blocks", "last", "since")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    blocks: _containers.RepeatedCompositeFieldContainer[Block]
+    last: bool
+    since: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., blocks: _Optional[_Iterable[_Union[Block, _Mapping]]] = ..., last: _Optional[bool] = ..., since: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class FreshBlock(_message.Message):
+    __slots__ = ("index", "version", "applied_incarnation", "applied_seq", "data")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_SEQ_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    version: int
+    applied_incarnation: int
+    applied_seq: int
+    data: bytes
+    def __init__(self, index: _Optional[int] = ..., version: _Optional[int] = ..., applied_incarnation: _Optional[int] = ..., applied_seq: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ExchangeReply(_message.Message):
+    __slots__ = ("blocks", "last", "refusal")
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    blocks: _containers.RepeatedCompositeFieldContainer[FreshBlock]
+    last: bool
+    refusal: Refusal
+    def __init__(self, blocks: _Optional[_Iterable[_Union[FreshBlock, _Mapping]]] = ..., last: _Optional[bool] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("reason", "message", "block")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    reason: Reason
+    message: str
+    block: int
+    def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., message: _Optional[str] = ..., block: _Optional[int] = ...) -> None: ...
+
+class HealthRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HealthReply(_message.Message):
+    __slots__ = ("cluster_id", "shard", "epoch")
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    cluster_id: str
+    shard: int
+    epoch: int
+    def __init__(self, cluster_id: _Optional[str] = ..., shard: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class ConfigureRequest(_message.Message):
+    __slots__ = ("epoch", "run_id", "start", "stop", "block_elements", "dtype", "optimizer", "options")
+    class OptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    run_id: str
+    start: int
+    stop: int
+    block_elements: int
+    dtype: str
+    optimizer: str
+    options: _containers.ScalarMap[str, float]
+    def __init__(self, epoch: _Optional[int] = ..., run_id: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., block_elements: _Optional[int] = ..., dtype: _Optional[str] = ..., optimizer: _Optional[str] = ..., options: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class ConfigureReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FenceRequest(_message.Message):
+    __slots__ = ("epoch", "worker", "incarnation")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    worker: int
+    incarnation: int
+    def __init__(self, epoch: _Optional[int] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class FenceReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FreezeRequest(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class FreezeReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ThawRequest(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class ThawReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ExportRequest(_message.Message):
+    __slots__ = ("epoch", "run_id")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    run_id: str
+    def __init__(self, epoch: _Optional[int] = ..., run_id: _Optional[str] = ...) -> None: ...
+
+class ExportReply(_message.Message):
+    __slots__ = ("path", "bytes", "sha256")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    bytes: int
+    sha256: str
+    def __init__(self, path: _Optional[str] = ..., bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class RenewLeaseRequest(_message.Message):
+    __slots__ = ("seconds", "holder")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    holder: str
+    def __init__(self, seconds: _Optional[float] = ..., holder: _Optional[str] = ...) -> None: ...
+
+class RenewLeaseReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
