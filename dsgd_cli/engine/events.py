@@ -49,6 +49,16 @@ class Settings:
     every: Every = Every()
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Who failed, and how: for `run_error`."""
+
+    process: str  # "worker/3", or "" when it is nobody's
+    error: str
+    traceback: str = ""
+    kind: str = "user"
+
+
 # ── events ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -177,6 +187,16 @@ class WorkerFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class RunFailed:
+    """The run cannot go on and nothing can be saved: the layout is refused, a server is gone.
+
+    `Finish` follows at once, in any phase.
+    """
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passes. A few a second are enough: nothing but limits and progress waits for one."""
 
@@ -196,6 +216,7 @@ Event = (
     | Exported
     | StopRequested
     | WorkerFailed
+    | RunFailed
     | Tick
 )
 
@@ -259,7 +280,7 @@ class Evaluate:
 class Fence:
     """Every shard must refuse this worker's incarnations below `incarnation`; answer `Fenced`.
 
-    Retried by the daemon until every shard has acknowledged it.
+    That goes for pushes and for the blocks that `Initialise` writes. Retried by the daemon until every shard has acknowledged it.
     """
 
     worker: int
@@ -302,16 +323,6 @@ class Progress:
     elapsed_s, limits, workers."""
 
     fields: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Who failed, and how: for `run_error`."""
-
-    process: str  # "worker/3", or "" when it is nobody's
-    error: str
-    traceback: str = ""
-    kind: str = "user"
 
 
 @dataclass(frozen=True, slots=True)
