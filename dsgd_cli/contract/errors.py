@@ -12,6 +12,7 @@
     ├── Diverged                   exit 7   gradients or loss are no longer finite
     ├── ClusterHeld                exit 8   another dsgd holds the cluster: who, since when
     ├── TeardownIncomplete         exit 9   what is left where, and when its lease ends
+    ├── ChangesPending             exit 10  the running cluster differs and nobody said yes
     ├── TargetMissed               exit 11  a `max_*` limit came before the target
     ├── Interrupted                exit 130 | 131 | 143   stopped by a signal
     └── HostsFailed                {host: error}; the exit code of the first host's error
@@ -115,6 +116,12 @@ class TeardownIncomplete(DsgdError):
     """Something may still run somewhere."""
 
     exit_code = 9
+
+
+class ChangesPending(DsgdError):
+    """The running cluster differs from the description, and nobody agreed to replace it."""
+
+    exit_code = 10
 
 
 class TargetMissed(DsgdError):

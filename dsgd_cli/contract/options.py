@@ -1,0 +1,103 @@
+"""The options of what is built in: models, data sets, optimizers, algorithms.
+
+Each table is name -> pydantic model of the options. Names and defaults equal the keyword arguments
+of the factories in `engine` and `learning` (a test compares them), so that the launcher can check
+options without numpy. Bounds are only here: the factories trust what passed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Whole = Annotated[int, Field(strict=True)]
+
+
+class Options(BaseModel):
+    """Base of all option models: frozen, nothing unknown."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+
+class Softmax(Options):
+    """Softmax regression."""
+
+    l2: Number = Field(default=0.0, ge=0, description="weight of the squared weights in the loss")
+
+
+class Mlp(Options):
+    """A multi-layer perceptron with tanh layers and softmax outputs."""
+
+    hidden: tuple[Annotated[Whole, Field(ge=1, le=1_000_000)], ...] = Field(
+        default=(128,), description="units of each hidden layer"
+    )
+    l2: Number = Field(default=0.0, ge=0, description="weight of the squared weights in the loss")
+
+
+class Digits(Options):
+    """The UCI handwritten digits that come with dsgd: 1,797 images of 8x8."""
+
+
+class Sgd(Options):
+    """w -= learning_rate * g"""
+
+    learning_rate: Number = Field(default=0.01, gt=0, description="step size")
+
+
+class Momentum(Options):
+    """Gradient descent with momentum, on request Nesterov's."""
+
+    learning_rate: Number = Field(default=0.01, gt=0, description="step size")
+    momentum: Number = Field(
+        default=0.9, ge=0, lt=1, description="how much of the last step is kept"
+    )
+    nesterov: bool = Field(default=False, strict=True, description="look ahead along the last step")
+
+
+class Adagrad(Options):
+    """Step sizes per parameter, from the sum of the squared gradients."""
+
+    learning_rate: Number = Field(default=0.05, gt=0, description="step size")
+    initial: Number = Field(default=0.1, ge=0, description="where the sum of squares starts")
+    epsilon: Number = Field(default=1e-7, ge=0, description="added to the root of the sum")
+
+
+class Adam(Options):
+    """Step sizes per parameter, from running means of the gradients and their squares."""
+
+    learning_rate: Number = Field(default=1e-3, gt=0, description="step size")
+    beta1: Number = Field(default=0.9, ge=0, lt=1, description="decay of the mean")
+    beta2: Number = Field(default=0.999, ge=0, lt=1, description="decay of the mean square")
+    epsilon: Number = Field(default=1e-8, gt=0, description="added to the root of the mean square")
+
+
+class Npz(Options):
+    """Arrays `x` and `y`, and `x_test` and `y_test` when the file has them."""
+
+
+class Csv(Options):
+    """One example a row."""
+
+
+class Downpour(BaseModel):
+    """Asynchronous: each worker pushes and fetches at its own pace."""
+
+    model_config = Options.model_config
+
+    name: Literal["downpour"] = Field(default="downpour", description="the algorithm")
+    push_every: Whole = Field(default=1, ge=1, le=1_000_000, description="steps between pushes")
+    fetch_every: Whole = Field(default=1, ge=1, le=1_000_000, description="steps between fetches")
+
+
+MODELS: dict[str, type[BaseModel]] = {"mlp": Mlp, "softmax": Softmax}
+DATASETS: dict[str, type[BaseModel]] = {"digits": Digits}
+READERS: dict[str, type[BaseModel]] = {"npz": Npz, "csv": Csv}  # these take a path
+OPTIMIZERS: dict[str, type[BaseModel]] = {
+    "sgd": Sgd,
+    "momentum": Momentum,
+    "adagrad": Adagrad,
+    "adam": Adam,
+}
+ALGORITHMS: dict[str, type[BaseModel]] = {"downpour": Downpour}

@@ -1,0 +1,623 @@
+"""The specification of a cluster: one frozen tree, from which everything else derives.
+
+YAML, `--set`, the JSON Schema, README's table and the JSON on the wire are views of these classes.
+Short forms (`servers: 2`, `model: mlp`) are made long here, and the dump of a tree is valid input
+again and gives an equal tree. Durations are written `15s`, `10m`, `1h` or as plain seconds; in
+code they are seconds, with `_s` in the name. Nothing here touches a file or a host: whether a path
+exists is for `launcher.load` to say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from dsgd_cli.contract import names
+from dsgd_cli.contract.durations import format_duration, parse_duration, parse_every
+from dsgd_cli.contract.mistakes import Mistake, did_you_mean, explain, mistake, mistakes, show
+from dsgd_cli.contract.options import (
+    ALGORITHMS,
+    DATASETS,
+    MODELS,
+    OPTIMIZERS,
+    READERS,
+    Downpour,
+    Number,
+    Whole,
+)
+
+MAX_SERVERS = 1_000
+MAX_WORKERS = 10_000
+MAX_HOSTS = 10_000
+DAY_S = 86_400.0
+DEFAULT_MAX_EPOCHS = 100
+
+ADDRESS = re.compile(
+    r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:.]{2,45}(%\w{1,15})?"
+)
+HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:%-]{0,252}")
+USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@$+\\-]{0,63}")
+PYTHON = re.compile(r"[A-Za-z0-9._/+][A-Za-z0-9._/+-]{0,254}")
+HOST_KEY = re.compile(r"SHA256:[A-Za-z0-9+/]{43}=?")
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+MODULE = re.compile(r"[A-Za-z_]\w{0,99}(\.[A-Za-z_]\w{0,99}){0,20}", re.ASCII)
+ON_HOST = "host:"  # in front of a path: it is on the hosts already
+
+
+# ── kinds of text ──────────────────────────────────────────────────────────────────────────────
+
+
+def _matching(pattern: re.Pattern[str], what: str, hint: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if pattern.fullmatch(text) is None:
+            if text.startswith("-"):
+                raise mistake(f"{show(text)} is not {what}", "it must not start with '-'")
+            raise mistake(f"{show(text)} is not {what}", hint)
+        return text
+
+    return AfterValidator(check)
+
+
+def _printable(text: str) -> str:
+    if not text.strip():
+        raise mistake("empty text", "give it a value, or remove the line")
+    if len(text) > 4096:
+        raise mistake(f"{show(text)} is too long", "4096 characters at most")
+    if not text.isprintable():
+        raise mistake(f"{show(text)} has control characters", "write plain text on one line")
+    return text
+
+
+def _cluster_name(text: str) -> str:
+    if names.NAME.fullmatch(text) is None:
+        near = re.sub(r"[^a-z0-9]+", "-", text.lower())[:63].strip("-")
+        other = f", such as '{near}'" if near else ""
+        raise mistake(f"{show(text)} is not a name", f"use a-z, 0-9 and '-'{other}")
+    return text
+
+
+def _address(text: str) -> str:
+    if ADDRESS.fullmatch(text) is not None and ".." not in text:
+        return text
+    what = f"{show(text)} is not an address"
+    user, at, rest = text.rpartition("@")
+    if at and USER.fullmatch(user) and ADDRESS.fullmatch(rest):
+        raise mistake(what, f"write {{address: {rest}, user: {user}}}")
+    host, colon, port = text.rpartition(":")
+    if colon and port.isdigit() and ADDRESS.fullmatch(host):
+        raise mistake(what, f"write {{address: {host}, port: {port[:5]}}}")
+    if text.startswith("-"):
+        raise mistake(what, "it must not start with '-'")
+    raise mistake(what, "write a host name or an IP address")
+
+
+def _between(low_s: float, high_s: float) -> BeforeValidator:
+    """A duration within bounds, as seconds."""
+
+    def check(value: object) -> object:
+        seconds = value
+        if isinstance(value, str):
+            try:
+                seconds = parse_duration(value)
+            except ValueError as why:
+                raise mistake(f"{show(value)} is not a duration", str(why)) from None
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            if value is None:
+                return value
+            raise mistake(f"expected a duration, found {show(value)}", "write 15s, 10m or 1h")
+        if not low_s <= seconds <= high_s:
+            low, high = format_duration(low_s), format_duration(high_s)
+            raise mistake(f"{show(value)} is out of range", f"it must be between {low} and {high}")
+        return float(seconds)
+
+    return BeforeValidator(check)
+
+
+Text = Annotated[str, AfterValidator(_printable)]
+Name = Annotated[str, AfterValidator(_cluster_name)]
+Address = Annotated[str, AfterValidator(_address)]
+HostName = Annotated[str, _matching(HOST_NAME, "a host's name", "use letters, digits, '.' and '-'")]
+User = Annotated[str, _matching(USER, "a user name", "use letters, digits, '.', '_' and '-'")]
+Python = Annotated[
+    str, _matching(PYTHON, "a path of python", "write python3 or a path such as /usr/bin/python3")
+]
+HostKey = Annotated[
+    str,
+    _matching(HOST_KEY, "a host key", "write SHA256:… as `ssh-keygen -lf` prints it"),
+]
+Port = Annotated[int, Field(strict=True, ge=1, le=65_535)]
+
+
+# ── hosts ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Tree(BaseModel):
+    """Base of the tree's nodes: frozen, nothing unknown."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+
+class Host(Tree):
+    """A machine. What is not given here comes from `ssh`."""
+
+    name: HostName = Field(default="", description="how dsgd calls it; default: its address")
+    transport: Literal["local", "ssh"] = Field(
+        default="ssh", description="how it is reached; `local` is this machine, without SSH"
+    )
+    address: Address = Field(default="localhost", description="host name or IP address")
+    user: User | None = Field(default=None, description="user there; default: `ssh.user`")
+    port: Port | None = Field(
+        default=None, description="port of its SSH server; default: `ssh.port`"
+    )
+    identity_file: Text | None = Field(
+        default=None, description="private key on this machine; default: `ssh.identity_file`"
+    )
+    host_key: HostKey | None = Field(
+        default=None, description="fingerprint (SHA256:…) of its only accepted key"
+    )
+    slots: Annotated[int, Field(strict=True, ge=0, le=MAX_WORKERS)] | None = Field(
+        default=None, description="workers it takes at most; default: no limit"
+    )
+    python: Python | None = Field(default=None, description="python there; default: `ssh.python`")
+    advertise: Address | None = Field(
+        default=None,
+        description="address the others reach it by; default: the one dsgd reached it by",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = {"address": value}
+        if not isinstance(value, Mapping):
+            raise mistake(f"expected a host, found {show(value)}", "write gpu1 or {address: gpu1}")
+        host = dict(value)
+        address = host.get("address", host.get("name", "local"))
+        if address == "local":
+            host.setdefault("transport", "local")
+        if host.get("transport") == "local" and address in ("local", host.get("name")):
+            host["address"] = "localhost"
+            host.setdefault("name", "local")
+        elif isinstance(address, str) and ADDRESS.fullmatch(address):
+            host.setdefault("address", address)
+            host.setdefault("name", address)
+        return host
+
+
+class Ssh(Tree):
+    """What holds for every host that does not say otherwise."""
+
+    user: User | None = Field(
+        default=None, description="user on the hosts; default: who you are here"
+    )
+    port: Port = Field(default=22, description="port of the SSH servers")
+    identity_file: Text | None = Field(
+        default=None, description="private key; default: those of the agent and ~/.ssh"
+    )
+    python: Python = Field(default="python3", description="python on the hosts, 3.10 or newer")
+    host_keys: Literal["strict", "accept-new"] = Field(
+        default="strict", description="unknown host keys: refuse, or accept and print them"
+    )
+    connect_timeout: Annotated[float, _between(0.1, 600)] = Field(
+        default=10.0, description="how long connecting to a host may take"
+    )
+
+    @property
+    def connect_timeout_s(self) -> float:
+        return self.connect_timeout
+
+
+# ── processes ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _patterns(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+On = Annotated[tuple[Text, ...], BeforeValidator(_patterns)]
+
+
+def _count_form(value: object, what: str) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"count": value}
+    if isinstance(value, Mapping):
+        return value
+    raise mistake(f"expected how many {what}, found {show(value)}", "write 2 or {count: 2}")
+
+
+def _env(value: object) -> object:
+    if not isinstance(value, Mapping):
+        raise mistake(f"expected a mapping, found {show(value)}", "write {KEY: value}")
+    wrong = []
+    for key, text in value.items():
+        if not isinstance(key, str) or ENV_NAME.fullmatch(key) is None:
+            hint = "use letters, digits and '_'"
+            wrong.append(Mistake((key,), f"{show(key)} is not a variable's name", hint, True))
+        elif key.startswith("DSGD_"):
+            wrong.append(Mistake((key,), f"{show(key)} is dsgd's own", "use another name", True))
+        elif isinstance(text, str) and "\0" in text:
+            wrong.append(Mistake((key,), "a NUL character in a variable", "remove it"))
+    if wrong:
+        raise mistakes(wrong)
+    return value
+
+
+class Servers(Tree):
+    """The parameter servers; each holds one shard of the parameters."""
+
+    count: Annotated[int, Field(strict=True, ge=1, le=MAX_SERVERS)] = Field(
+        default=1, description="how many servers share the parameters"
+    )
+    on: On = Field(default=(), description="hosts they run on, with globs (`gpu*`); default: all")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long(cls, value: object) -> object:
+        return _count_form(value, "servers")
+
+
+class Workers(Tree):
+    """The workers; each computes gradients."""
+
+    count: Annotated[int, Field(strict=True, ge=1, le=MAX_WORKERS)] = Field(
+        default=2, description="how many workers compute gradients"
+    )
+    on: On = Field(default=(), description="hosts they run on, with globs (`gpu*`); default: all")
+    threads: Annotated[int, Field(strict=True, ge=1, le=1_024)] = Field(
+        default=1, description="threads of each worker's linear algebra"
+    )
+    env: Annotated[dict[str, str], BeforeValidator(_env)] = Field(
+        default={}, description="environment variables of the workers"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long(cls, value: object) -> object:
+        return _count_form(value, "workers")
+
+
+# ── training ───────────────────────────────────────────────────────────────────────────────────
+
+Table = Mapping[str, type[BaseModel]]
+
+
+def _checked(table: Table, name: str, options: object, at: tuple[str, ...]) -> dict[str, Any]:
+    """The options of a built-in, complete with defaults; mistakes are reported at `at`."""
+    model = table[name]
+    if options is None:
+        options = {}
+    if not isinstance(options, Mapping):
+        raise mistake(f"expected options, found {show(options)}", "write {option: value}", at)
+    try:
+        return model.model_validate(dict(options)).model_dump(mode="json")
+    except ValidationError as error:
+        raise mistakes(m._replace(path=at + m.path) for m in explain(model, error)) from None
+
+
+def _known(table: Table, name: object, what: str, path: tuple[str, ...], *, key: bool) -> str:
+    if not isinstance(name, str) or name not in table:
+        raise mistake(f"unknown {what} {show(name)}", did_you_mean(str(name), table), path, key=key)
+    return name
+
+
+def _only_key(value: Mapping[str, object], what: str) -> str:
+    if len(value) != 1:
+        found = ", ".join(show(key) for key in value) or "nothing"
+        raise mistake(f"expected one {what}, found {found}", f"name a single {what}")
+    return next(iter(value))
+
+
+def _choice(table: Table, value: object, what: str) -> tuple[str, dict[str, Any]]:
+    """`adagrad` or `{adagrad: {…}}` -> its name and all of its options."""
+    if isinstance(value, str):
+        return _known(table, value, what, (), key=False), _checked(table, value, {}, ())
+    if isinstance(value, Mapping):
+        name = _known(table, _only_key(value, what), what, (str(next(iter(value))),), key=True)
+        return name, _checked(table, name, value[name], (name,))
+    first = next(iter(table))
+    raise mistake(f"expected a {what}, found {show(value)}", f"write {first} or {{{first}: {{}}}}")
+
+
+def _reference(text: str, table: Table, suffixes: tuple[str, ...], what: str) -> dict[str, Any]:
+    """A string that names a built-in, a file or a module -> the long form without options."""
+    on_host = text.startswith(ON_HOST)
+    path = text.removeprefix(ON_HOST)
+    _printable(text)
+    if on_host and not path.startswith("/"):
+        raise mistake(f"{show(text)} is not absolute", "write host:/path")
+    for suffix in suffixes:
+        if path.endswith(suffix) and path.rpartition("/")[2] != suffix:
+            kind = "file" if suffix == ".py" else suffix[1:]
+            return {"kind": kind, "path": path, "on_host": on_host}
+    if on_host or "/" in path or path.startswith((".", "~")):
+        raise mistake(f"{show(text)} is not a {what}", f"its name must end with {suffixes[0]}")
+    if path in table:
+        return {"kind": "builtin", "name": path}
+    if "." in path and MODULE.fullmatch(path):
+        return {"kind": "module", "name": path}
+    hint = f"{did_you_mean(path, table)} (your own: path/to/{what}{suffixes[0]})"
+    raise mistake(f"unknown {what} {show(text)}", hint)
+
+
+class _Ref(Tree):
+    """Where a model or the data come from."""
+
+    name: str = Field(default="", description="name of the built-in, or of the module")
+    path: str = Field(default="", description="the file, on this machine unless `on_host`")
+    on_host: bool = Field(
+        default=False, strict=True, description="the file is on the hosts already"
+    )
+    options: dict[str, Any] = Field(default={}, description="options of the built-in")
+
+
+def _long_ref(value: Mapping[str, object], table: Table, readers: Table, what: str) -> object:
+    """Checks the long form `{kind: …, name: …, path: …, options: …}`, as a dump gives it."""
+    kind, name, path = value.get("kind"), value.get("name", ""), value.get("path", "")
+    ref = {key: value[key] for key in value if key in _Ref.model_fields or key == "kind"}
+    if len(ref) != len(value):
+        unknown = next(key for key in value if key not in ref)
+        hint = did_you_mean(unknown, ["kind", *_Ref.model_fields])
+        raise mistake(f"unknown key {show(unknown)}", hint, (unknown,), key=True)
+    if kind in ("file", "module") and value.get("options"):
+        raise mistake(f"a {what} of your own takes no options", "remove them", ("options",))
+    if kind == "builtin":
+        known = _known(table, name, what, ("name",), key=False)
+        return {**ref, "options": _checked(table, known, value.get("options"), ("options",))}
+    if kind in readers:
+        ref["options"] = _checked(readers, str(kind), value.get("options"), ("options",))
+    if kind == "module" and (not isinstance(name, str) or MODULE.fullmatch(name) is None):
+        raise mistake(f"{show(name)} is not a module", "write package.module", ("name",))
+    if kind != "module" and (kind == "file" or kind in readers):
+        if not isinstance(path, str):
+            raise mistake(f"expected a path, found {show(path)}", "", ("path",))
+        _printable(path)
+    return ref
+
+
+class ModelRef(_Ref):
+    """The model: a built-in, a file or a module with plain functions."""
+
+    kind: Literal["builtin", "file", "module"] = Field(default="builtin", description="what it is")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = _reference(value, MODELS, (".py",), "model")
+        elif isinstance(value, Mapping) and "kind" not in value:
+            name, options = _choice(MODELS, value, "model")
+            value = {"kind": "builtin", "name": name, "options": options}
+        if not isinstance(value, Mapping):
+            raise mistake(f"expected a model, found {show(value)}", "write mlp or path/to/model.py")
+        return _long_ref(value, MODELS, {}, "model")
+
+
+class DataRef(_Ref):
+    """The data: a built-in, arrays, a table, a file or a module with a `load` function."""
+
+    kind: Literal["builtin", "npz", "csv", "file", "module"] = Field(
+        default="builtin", description="what it is"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = _reference(value, DATASETS, (".py", ".npz", ".csv"), "data")
+        elif isinstance(value, Mapping) and "kind" not in value:
+            value = _data_mapping(value)
+        if not isinstance(value, Mapping):
+            raise mistake(f"expected data, found {show(value)}", "write digits or {npz: path}")
+        return _long_ref(value, DATASETS, READERS, "data")
+
+
+def _data_mapping(value: Mapping[str, object]) -> dict[str, Any]:
+    """`{csv: path, option: …}` or `{digits: {}}` -> the long form."""
+    for reader in READERS:
+        if reader in value:
+            path = value[reader]
+            if not isinstance(path, str):
+                raise mistake(f"expected a path, found {show(path)}", "", (reader,))
+            _printable(path)
+            on_host = path.startswith(ON_HOST)
+            path = path.removeprefix(ON_HOST)
+            if on_host and not path.startswith("/"):
+                raise mistake(f"{show(value[reader])} is not absolute", "write host:/path")
+            options = {key: value[key] for key in value if key != reader}
+            complete = _checked(READERS, reader, options, ())
+            return {"kind": reader, "path": path, "on_host": on_host, "options": complete}
+    known: Table = {**DATASETS, **READERS}
+    name, options = _choice(known, value, "data")
+    return {"kind": "builtin", "name": name, "options": options}
+
+
+class Optimizer(Tree):
+    """The rule by which the servers apply gradients."""
+
+    name: Literal["sgd", "momentum", "adagrad", "adam"] = Field(
+        default="adagrad", description="the rule"
+    )
+    options: dict[str, Any] = Field(default={}, description="its options")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long(cls, value: object) -> object:
+        if isinstance(value, Mapping) and set(value) <= {"name", "options"}:
+            name = _known(
+                OPTIMIZERS, value.get("name", "adagrad"), "optimizer", ("name",), key=False
+            )
+            options = _checked(OPTIMIZERS, name, value.get("options"), ("options",))
+        else:
+            name, options = _choice(OPTIMIZERS, value, "optimizer")
+        return {"name": name, "options": options}
+
+
+def _algorithm(value: object) -> object:
+    if isinstance(value, Downpour):
+        return value
+    if isinstance(value, Mapping) and "name" in value:
+        name = _known(ALGORITHMS, value["name"], "algorithm", ("name",), key=False)
+        return _checked(ALGORITHMS, name, value, ())
+    return _choice(ALGORITHMS, value, "algorithm")[1]
+
+
+class Every(Tree):
+    """How often: a count of epochs, steps or seconds; written `1 epoch`, `500 steps`, `30s`."""
+
+    count: Number = Field(default=1.0, gt=0, le=1e12, description="how many")
+    unit: Literal["epoch", "step", "s"] = Field(default="epoch", description="of what")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long(cls, value: object) -> object:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = {"count": value, "unit": "s"}
+        if isinstance(value, str):
+            try:
+                count, unit = parse_every(value)
+            except ValueError as why:
+                raise mistake(f"{show(value)} is not an interval", str(why)) from None
+            value = {"count": count, "unit": unit}
+        if not isinstance(value, Mapping):
+            raise mistake(f"expected an interval, found {show(value)}", "write 1 epoch or 30s")
+        if not value.get("count", 1):
+            raise mistake("an interval of zero", "write 1 epoch, 500 steps or 30s")
+        return value
+
+
+class Evaluate(Tree):
+    """When the held-out examples are evaluated."""
+
+    every: Every = Field(
+        default="1 epoch",
+        validate_default=True,
+        description="how often: `1 epoch`, `500 steps`, `30s`",
+    )
+
+
+class Until(Tree):
+    """When a run ends: all targets hold at once, or one limit is reached."""
+
+    loss: Number | None = Field(default=None, description="target: held-out loss at most this")
+    accuracy: Annotated[Number, Field(gt=0, le=1)] | None = Field(
+        default=None, description="target: held-out accuracy at least this"
+    )
+    max_epochs: Annotated[Whole, Field(ge=1, le=10**9)] | None = Field(
+        default=None,
+        description="limit: epochs; default: 100 when neither max_steps nor max_time is given",
+    )
+    max_steps: Annotated[Whole, Field(ge=1, le=10**15)] | None = Field(
+        default=None, description="limit: steps of all workers together"
+    )
+    max_time: Annotated[float, _between(0.1, 365 * DAY_S)] = Field(
+        default=DAY_S, description="limit: time since the first worker started"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _limits(cls, value: object) -> object:
+        if isinstance(value, Mapping) and not {"max_epochs", "max_steps", "max_time"} & set(value):
+            return {**value, "max_epochs": DEFAULT_MAX_EPOCHS}
+        return value
+
+    @property
+    def max_time_s(self) -> float:
+        return self.max_time
+
+    @property
+    def has_target(self) -> bool:
+        return self.loss is not None or self.accuracy is not None
+
+
+class Train(Tree):
+    """One run."""
+
+    model: ModelRef = Field(
+        default="mlp",
+        validate_default=True,
+        description="`mlp`, `softmax`, `{mlp: {hidden: [128]}}`, `path/to/model.py`,"
+        " `package.module`",
+    )
+    data: DataRef = Field(
+        default="digits",
+        validate_default=True,
+        description="`digits`, `{npz: path}`, `{csv: path}`, `path/to/data.py`; a path is on this"
+        " machine and is sent along, `host:/path` is on the hosts already",
+    )
+    algorithm: Annotated[Downpour, BeforeValidator(_algorithm)] = Field(
+        default="downpour",
+        validate_default=True,
+        description="`downpour`, `{downpour: {push_every: 4}}`",
+    )
+    optimizer: Optimizer = Field(
+        default="adagrad",
+        validate_default=True,
+        description="`sgd`, `momentum`, `adagrad`, `adam`, `{adagrad: {learning_rate: 0.05}}`",
+    )
+    batch_size: Annotated[int, Field(strict=True, ge=1, le=2**24)] = Field(
+        default=32, description="examples in each gradient"
+    )
+    dtype: Literal["float32", "float64"] = Field(
+        default="float32", description="type of the parameters"
+    )
+    evaluate: Evaluate = Field(
+        default={}, validate_default=True, description="when the held-out examples are evaluated"
+    )
+    until: Until = Field(default={}, validate_default=True, description="when the run ends")
+
+
+# ── the cluster ────────────────────────────────────────────────────────────────────────────────
+
+
+def _host_list(value: object) -> object:
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list | tuple) and not value:
+        raise mistake("an empty list of hosts", "write [local] for this machine")
+    return value
+
+
+class ClusterSpec(Tree):
+    """A cluster and what it trains."""
+
+    name: Name = Field(default="dsgd", description="name of the cluster, one word")
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = Field(
+        default=0, description="what all randomness derives from"
+    )
+    hosts: Annotated[tuple[Host, ...], BeforeValidator(_host_list)] = Field(
+        default=("local",),
+        validate_default=True,
+        description="`local`, `gpu1`, `gpu[01-16]`, or mappings with the fields below",
+    )
+    ssh: Ssh = Field(default={}, validate_default=True, description="defaults for all hosts")
+    env: Literal["ship", "existing"] = Field(
+        default="ship", description="Python packages: send what is missing, or use what is there"
+    )
+    servers: Servers = Field(default={}, validate_default=True, description="a number or a mapping")
+    workers: Workers = Field(default={}, validate_default=True, description="a number or a mapping")
+    lease: Annotated[float, _between(1, DAY_S)] = Field(
+        default=15.0, description="a launcher that is silent for so long is gone, and its run stops"
+    )
+    idle_timeout: Annotated[float, _between(1, 30 * DAY_S)] = Field(
+        default=3600.0, description="after `up`, an idle cluster takes itself down after this"
+    )
+    train: Train = Field(default={}, validate_default=True, description="what to train")
+
+    @property
+    def lease_s(self) -> float:
+        return self.lease
+
+    @property
+    def idle_timeout_s(self) -> float:
+        return self.idle_timeout
