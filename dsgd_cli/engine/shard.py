@@ -1,0 +1,186 @@
+"""The part of the parameters that one server holds: a state machine without sockets or locks.
+
+Invariant: each acknowledged push is in each block exactly once. A block carries the parameters, the
+optimizer's slots, a version (the number of updates in it) and, per worker, the last push that it
+contains as `(incarnation, seq)`:
+
+    seq ≤ applied → skip · the next seq → apply · a gap → OutOfOrder · an older incarnation → Fenced
+
+A refused push changes nothing and consumes no seq. Blocks are numbered from 0 in the shard. One
+caller at a time: the daemon serialises; it also decides who may write and when to freeze.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsgd_cli.contract.errors import DsgdError
+from dsgd_cli.engine.optimizers import CHUNK, Optimizer
+
+NOTHING = (0, 0)  # the (incarnation, seq) of a worker that a block has not heard of
+
+
+class PushRefused(DsgdError):
+    """A push (or write) that was not applied; the block is as it was."""
+
+
+class Fenced(PushRefused):
+    """The sender's incarnation is over: a newer one exists, or the coordinator has fenced it."""
+
+    def __init__(self, worker: int, incarnation: int, oldest: int) -> None:
+        super().__init__(f"worker/{worker}: incarnation {incarnation} is over, now it is {oldest}")
+        self.oldest = oldest
+
+
+class OutOfOrder(PushRefused):
+    """A push is missing before this one; `expected` is the seq to send."""
+
+    def __init__(self, worker: int, block: int, seq: int, expected: int) -> None:
+        super().__init__(f"worker/{worker}: block {block} expects push {expected}, got {seq}")
+        self.expected = expected
+
+
+class NotFinite(PushRefused):
+    """NaN or infinity at `element` of the block."""
+
+    def __init__(self, block: int, element: int, value: float) -> None:
+        super().__init__(f"block {block}: element {element} is {value}")
+        self.block = block
+        self.element = element
+
+
+class Frozen(PushRefused):
+    """The shard takes no updates now."""
+
+
+class Mismatched(PushRefused):
+    """No such block, or not the block's size or dtype."""
+
+
+class Trained(PushRefused):
+    """A late initialisation: the block has updates in it, which a write would lose."""
+
+
+def all_finite(vector: NDArray[Any]) -> bool:
+    """Whether a flat vector has neither NaN nor infinity."""
+    with np.errstate(all="ignore"):
+        return _all_finite(vector)
+
+
+class Shard:
+    """`values` is the shard's slice of the parameters; the shard owns it from now on."""
+
+    def __init__(self, values: NDArray[Any], block_elements: int, optimizer: Optimizer) -> None:
+        if values.ndim != 1 or not values.flags.c_contiguous or not values.flags.writeable:
+            raise ValueError("the values must be one contiguous writable vector")
+        if values.size == 0 or block_elements < 1:
+            raise ValueError("a shard has at least one element, and so has a block")
+        slots = [np.full_like(values, first) for first in optimizer.slot_init]
+        parts = [
+            slice(start, min(start + block_elements, values.size))
+            for start in range(0, values.size, block_elements)
+        ]
+        self.blocks = len(parts)
+        self._dtype = values.dtype
+        self._update = optimizer.apply
+        self._scratch = np.empty(min(CHUNK, block_elements, values.size), values.dtype)
+        self._data = [values[part] for part in parts]
+        self._slots = [tuple([slot[part] for slot in slots]) for part in parts]
+        self._bytes = [data.data.cast("B").toreadonly() for data in self._data]
+        self._version = [0] * self.blocks
+        self._applied: list[dict[int, tuple[int, int]]] = [{} for _ in parts]
+        self._fence: dict[int, int] = {}
+        self._frozen = False
+
+    def apply(
+        self, worker: int, incarnation: int, seq: int, block: int, gradient: NDArray[Any]
+    ) -> bool:
+        """Applies one block of a push: True, or False where the block already has it."""
+        self._check_block(block)
+        oldest = self._fence.get(worker, 0)
+        if incarnation < oldest:
+            raise Fenced(worker, incarnation, oldest)
+        last_incarnation, last_seq = self._applied[block].get(worker, NOTHING)
+        if incarnation != last_incarnation:
+            last_seq = 0  # newer: older ones are below the fence
+        if 1 <= seq <= last_seq:
+            return False
+        if seq != last_seq + 1:
+            raise OutOfOrder(worker, block, seq, last_seq + 1)
+        if self._frozen:
+            raise Frozen("the shard is frozen")
+        data = self._data[block]
+        self._check_array(block, gradient)
+        with np.errstate(all="ignore"):
+            if not _all_finite(gradient):
+                raise _not_finite(block, gradient)
+            self._version[block] += 1
+            self._update(data, self._slots[block], gradient, self._scratch, self._version[block])
+        self._applied[block][worker] = (incarnation, seq)
+        if incarnation > oldest:
+            self._fence[worker] = incarnation
+        return True
+
+    def write(self, block: int, values: NDArray[Any]) -> None:
+        """Initialises a block. Repeating it is harmless until the first update."""
+        self._check_block(block)
+        if self._version[block]:
+            raise Trained(f"block {block} has {self._version[block]} updates in it")
+        if self._frozen:
+            raise Frozen("the shard is frozen")
+        self._check_array(block, values)
+        if not all_finite(values):
+            raise _not_finite(block, values)
+        np.copyto(self._data[block], values)
+
+    def read(self, block: int) -> memoryview:
+        """The block's bytes, read-only: a live view, valid until the next update of the block."""
+        self._check_block(block)
+        return self._bytes[block]
+
+    def version(self, block: int) -> int:
+        """The number of updates in the block."""
+        self._check_block(block)
+        return self._version[block]
+
+    def applied(self, worker: int, block: int) -> tuple[int, int]:
+        """(incarnation, seq) of the worker's last push in the block; (0, 0) when there is none."""
+        self._check_block(block)
+        return self._applied[block].get(worker, NOTHING)
+
+    def fence(self, worker: int, incarnation: int) -> None:
+        """From now on refuses incarnations of the worker that are older than this one."""
+        self._fence[worker] = max(incarnation, self._fence.get(worker, 0))
+
+    def freeze(self) -> None:
+        """No updates until `thaw`; repeats of applied ones are still answered."""
+        self._frozen = True
+
+    def thaw(self) -> None:
+        self._frozen = False
+
+    def _check_block(self, block: int) -> None:
+        if not 0 <= block < self.blocks:
+            raise Mismatched(f"block {block} of a shard with {self.blocks}")
+
+    def _check_array(self, block: int, array: NDArray[Any]) -> None:
+        shape = self._data[block].shape
+        if array.shape != shape or array.dtype != self._dtype:
+            raise Mismatched(
+                f"block {block} holds {shape[0]} elements of {self._dtype}, "
+                f"got {array.dtype} of shape {array.shape}"
+            )
+
+
+def _all_finite(vector: NDArray[Any]) -> bool:
+    # One pass of BLAS; a square of finite numbers may overflow, so a bad answer is looked into.
+    return math.isfinite(vector.dot(vector)) or bool(np.isfinite(vector).all())
+
+
+def _not_finite(block: int, vector: NDArray[Any]) -> NotFinite:
+    element = int(np.argmin(np.isfinite(vector)))
+    return NotFinite(block, element, float(vector[element]))
