@@ -35,12 +35,11 @@ class Optimizer(NamedTuple):
     apply: Rule
 
 
-def sgd(learning_rate: float = 0.1) -> Optimizer:
+def sgd(learning_rate: float = 0.01) -> Optimizer:
     """w -= lr * g. (Robbins and Monro, "A Stochastic Approximation Method", 1951)"""
-    lr = _positive("learning_rate", learning_rate)
 
     def update(data: Vector, _: tuple[Vector, ...], g: Vector, scratch: Vector, t: int) -> None:
-        np.multiply(g, lr, out=scratch)
+        np.multiply(g, learning_rate, out=scratch)
         np.subtract(data, scratch, out=data)
 
     return Optimizer("sgd", 0, (), _chunked(update))
@@ -55,52 +54,41 @@ def momentum(
     Nesterov's method is that of Sutskever et al., "On the importance of initialization and momentum
     in deep learning", 2013, with the parameters at the look-ahead point.
     """
-    lr = _positive("learning_rate", learning_rate)
-    m = _number("momentum", momentum, below=1.0)
-    if not isinstance(nesterov, bool):
-        raise SpecError(f"nesterov is {nesterov!r}", remedy="use true or false")
 
     def update(data: Vector, slots: tuple[Vector, ...], g: Vector, scratch: Vector, t: int) -> None:
         (v,) = slots
-        np.multiply(v, m, out=v)
+        np.multiply(v, momentum, out=v)
         np.add(v, g, out=v)
         if nesterov:
-            np.multiply(v, m, out=scratch)
+            np.multiply(v, momentum, out=scratch)
             np.add(scratch, g, out=scratch)
-            np.multiply(scratch, lr, out=scratch)
+            np.multiply(scratch, learning_rate, out=scratch)
         else:
-            np.multiply(v, lr, out=scratch)
+            np.multiply(v, learning_rate, out=scratch)
         np.subtract(data, scratch, out=data)
 
     return Optimizer("momentum", 1, (0.0,), _chunked(update))
 
 
-def adagrad(
-    learning_rate: float = 0.05, initial_accumulator: float = 0.1, epsilon: float = 1e-7
-) -> Optimizer:
-    """G += g²; w -= lr * g / (sqrt(G) + epsilon), with G = `initial_accumulator` at first.
+def adagrad(learning_rate: float = 0.05, initial: float = 0.1, epsilon: float = 1e-7) -> Optimizer:
+    """G += g²; w -= lr * g / (sqrt(G) + epsilon), with G = `initial` at first.
 
     Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
     Optimization", 2011; on the server as in Dean et al., "Large Scale Distributed Deep Networks",
     2012: each parameter has its own learning rate, which suits stale gradients.
     """
-    lr = _positive("learning_rate", learning_rate)
-    first = _number("initial_accumulator", initial_accumulator)
-    eps = _number("epsilon", epsilon)
-    if first + eps <= 0:
-        raise SpecError("initial_accumulator and epsilon are both 0: an unused weight becomes 0/0")
 
     def update(data: Vector, slots: tuple[Vector, ...], g: Vector, scratch: Vector, t: int) -> None:
         (squares,) = slots
         np.multiply(g, g, out=scratch)
         np.add(squares, scratch, out=squares)
         np.sqrt(squares, out=scratch)
-        np.add(scratch, eps, out=scratch)
+        np.add(scratch, epsilon, out=scratch)
         np.divide(g, scratch, out=scratch)
-        np.multiply(scratch, lr, out=scratch)
+        np.multiply(scratch, learning_rate, out=scratch)
         np.subtract(data, scratch, out=data)
 
-    return Optimizer("adagrad", 1, (first,), _chunked(update))
+    return Optimizer("adagrad", 1, (initial,), _chunked(update))
 
 
 def adam(
@@ -111,24 +99,21 @@ def adam(
     Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015. Both corrections are folded
     into the step and epsilon (the end of the paper's section 2), which is the same number.
     """
-    lr = _positive("learning_rate", learning_rate)
-    b1, b2 = _number("beta1", beta1, below=1.0), _number("beta2", beta2, below=1.0)
-    eps = _positive("epsilon", epsilon)  # an unused weight would become 0/0
 
     def update(data: Vector, slots: tuple[Vector, ...], g: Vector, scratch: Vector, t: int) -> None:
         m, v = slots
-        root = math.sqrt(1.0 - b2**t)
-        np.multiply(m, b1, out=m)
-        np.multiply(g, 1.0 - b1, out=scratch)
+        root = math.sqrt(1.0 - beta2**t)
+        np.multiply(m, beta1, out=m)
+        np.multiply(g, 1.0 - beta1, out=scratch)
         np.add(m, scratch, out=m)
-        np.multiply(v, b2, out=v)
+        np.multiply(v, beta2, out=v)
         np.multiply(g, g, out=scratch)
-        np.multiply(scratch, 1.0 - b2, out=scratch)
+        np.multiply(scratch, 1.0 - beta2, out=scratch)
         np.add(v, scratch, out=v)
         np.sqrt(v, out=scratch)
-        np.add(scratch, eps * root, out=scratch)
+        np.add(scratch, epsilon * root, out=scratch)
         np.divide(m, scratch, out=scratch)
-        np.multiply(scratch, lr * root / (1.0 - b1**t), out=scratch)
+        np.multiply(scratch, learning_rate * root / (1.0 - beta1**t), out=scratch)
         np.subtract(data, scratch, out=data)
 
     return Optimizer("adam", 2, (0.0, 0.0), _chunked(update))
@@ -144,35 +129,29 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 
 def make(name: str, options: Mapping[str, Any], dtype: str) -> Optimizer:
-    """The optimizer with its options, for parameters of `dtype`. Raises SpecError."""
+    """The optimizer with its options, for parameters of `dtype`. Raises SpecError.
+
+    The bounds of the options are in `contract.options`; here only what depends on all of them and
+    on the dtype is checked: that a parameter without gradient stays what it is.
+    """
     if name not in OPTIMIZERS:
         raise SpecError(f"no optimizer {name!r}", remedy=f"use one of {', '.join(OPTIMIZERS)}")
-    factory = OPTIMIZERS[name]
-    known = list(inspect.signature(factory).parameters)
+    known = list(inspect.signature(OPTIMIZERS[name]).parameters)
     for option in options:
         if option not in known:
             raise SpecError(f"{name} has no option {option!r}", remedy=f"known: {', '.join(known)}")
-    made = factory(**options)
-    for option in ("initial_accumulator", "epsilon"):
-        value = options.get(option, 0)
-        if value and np.dtype(dtype).type(value) == 0:
-            raise SpecError(f"{option} {value} is 0 in {dtype}")
+    made = OPTIMIZERS[name](**options)
+    one, zero, scratch = np.ones(1, dtype), np.zeros(1, dtype), np.empty(1, dtype)
+    with np.errstate(all="ignore"):
+        made.apply(
+            one, tuple(np.full(1, first, dtype) for first in made.slot_init), zero, scratch, 1
+        )
+    if one[0] != 1:
+        given = ", ".join(f"{option} {value}" for option, value in options.items())
+        raise SpecError(
+            f"{name} divides 0 by 0 in {dtype} with {given}", remedy="use a larger epsilon"
+        )
     return made
-
-
-def _number(option: str, value: float, below: float = math.inf) -> float:
-    """A Python float in [0, below): numpy scalars would widen float32 arithmetic."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value < below:
-        limit = "a number ≥ 0" if below == math.inf else f"from 0 to less than {below:g}"
-        raise SpecError(f"{option} is {value!r}", remedy=f"it must be {limit}")
-    return float(value)
-
-
-def _positive(option: str, value: float) -> float:
-    if (number := _number(option, value)) == 0:
-        raise SpecError(f"{option} is 0", remedy="it must be greater than 0")
-    return number
 
 
 def _chunked(update: Rule) -> Rule:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ Vector = np.ndarray[Any, Any]
 STEPS = 7
 
 
-def naive_sgd(w: Vector, gradients: list[Vector], learning_rate: float = 0.1) -> Vector:
+def naive_sgd(w: Vector, gradients: list[Vector], learning_rate: float = 0.01) -> Vector:
     for g in gradients:
         w = w - learning_rate * g
     return w
@@ -40,10 +39,10 @@ def naive_adagrad(
     w: Vector,
     gradients: list[Vector],
     learning_rate: float = 0.05,
-    initial_accumulator: float = 0.1,
+    initial: float = 0.1,
     epsilon: float = 1e-7,
 ) -> Vector:
-    total = np.full_like(w, initial_accumulator)
+    total = np.full_like(w, initial)
     for g in gradients:
         total = total + g**2
         w = w - learning_rate * g / (np.sqrt(total) + epsilon)
@@ -80,7 +79,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("momentum", {"nesterov": True}),
     ("momentum", {"momentum": 0, "nesterov": True}),
     ("adagrad", {}),
-    ("adagrad", {"learning_rate": 0.5, "initial_accumulator": 0, "epsilon": 0.01}),
+    ("adagrad", {"learning_rate": 0.5, "initial": 0, "epsilon": 0.01}),
     ("adam", {}),
     ("adam", {"learning_rate": 0.1, "beta1": 0.5, "beta2": 0.6, "epsilon": 0.1}),
     ("adam", {"beta1": 0, "beta2": 0}),
@@ -161,18 +160,10 @@ def test_every_default_is_the_documented_one() -> None:
     [
         ("adamm", {}, "no optimizer 'adamm'", "use one of sgd, momentum, adagrad, adam"),
         ("sgd", {"lr": 1}, "sgd has no option 'lr'", "known: learning_rate"),
-        ("sgd", {"learning_rate": 0}, "learning_rate is 0", "greater than 0"),
-        ("sgd", {"learning_rate": -1}, "learning_rate is -1", "a number ≥ 0"),
-        ("sgd", {"learning_rate": math.nan}, "learning_rate is nan", "a number ≥ 0"),
-        ("sgd", {"learning_rate": math.inf}, "learning_rate is inf", "a number ≥ 0"),
-        ("sgd", {"learning_rate": "0.1"}, "learning_rate is '0.1'", "a number ≥ 0"),
-        ("sgd", {"learning_rate": True}, "learning_rate is True", "a number ≥ 0"),
-        ("momentum", {"momentum": 1}, "momentum is 1", "from 0 to less than 1"),
-        ("momentum", {"nesterov": 1}, "nesterov is 1", "true or false"),
-        ("adam", {"beta2": 1.0}, "beta2 is 1.0", "from 0 to less than 1"),
-        ("adam", {"epsilon": 0}, "epsilon is 0", "greater than 0"),
-        ("adam", {"epsilon": 1e-60}, "epsilon 1e-60 is 0 in float32", ""),
-        ("adagrad", {"epsilon": 0, "initial_accumulator": 0}, "both 0", ""),
+        ("adam", {"epsilon": 0}, "adam divides 0 by 0 in float32 with epsilon 0", "larger epsilon"),
+        ("adam", {"epsilon": 1e-50}, "in float32 with epsilon 1e-50", "larger epsilon"),
+        ("adagrad", {"epsilon": 0, "initial": 0}, "with epsilon 0, initial 0", "larger epsilon"),
+        ("adagrad", {"epsilon": 0, "initial": 1e-50}, "adagrad divides 0 by 0", "larger epsilon"),
     ],
 )
 def test_bad_options_are_refused(
@@ -182,3 +173,8 @@ def test_bad_options_are_refused(
         make(name, options, "float32")
     assert message in str(caught.value)
     assert remedy in caught.value.remedy
+
+
+def test_what_is_tiny_in_float32_is_fine_in_float64() -> None:
+    make("adam", {"epsilon": 1e-50}, "float64")
+    make("adagrad", {"epsilon": 0, "initial": 1e-30}, "float32")
