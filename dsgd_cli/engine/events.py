@@ -280,7 +280,8 @@ class Evaluate:
 class Fence:
     """Every shard must refuse this worker's incarnations below `incarnation`; answer `Fenced`.
 
-    That goes for pushes and for the blocks that `Initialise` writes. Retried by the daemon until every shard has acknowledged it.
+    That goes for pushes and for the blocks that `Initialise` writes. Retried by the daemon until
+    every shard has acknowledged it.
     """
 
     worker: int

@@ -1,8 +1,125 @@
-"""The run as a state machine: events in, decisions out, time as an argument."""
+"""The run as a state machine: events in, decisions out, time as an argument.
+
+`on` updates what is known, then `_advance` takes every step that this allows, so that nothing
+waits for the next tick. Invariants: tasks of a lost worker are leased again only after every
+shard has fenced it; at most one evaluation is under way; a target counts only if it holds on the
+frozen vector that is exported; `Finish` is the last decision and is given once.
+Carries nothing out, and knows no process but the workers; `events` says what each value asks for.
+
+What ends a run (`Outcome`): *converged*: the targets hold on the frozen vector, or no target is
+set and a limit is reached. *stopped*: a limit came before the targets, or somebody asked (then
+also if the targets happen to hold). *diverged*: see `convergence`. *failed*: an error of the
+user's code or data, or `RunFailed`. Whenever parameters exist they are exported, but for RunFailed.
+"""
 
 from __future__ import annotations
 
-from dsgd_cli.engine.events import Decision, Event, Settings
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from dsgd_cli.contract.names import process_name
+from dsgd_cli.engine import convergence
+from dsgd_cli.engine.convergence import Streak
+from dsgd_cli.engine.events import (
+    Configured,
+    ConfigureShards,
+    Decision,
+    Drain,
+    Drained,
+    Evaluate,
+    Evaluated,
+    Event,
+    Export,
+    Exported,
+    Failure,
+    Fence,
+    Fenced,
+    Finish,
+    Freeze,
+    Frozen,
+    Grant,
+    Initialise,
+    Initialised,
+    Outcome,
+    Prepare,
+    Prepared,
+    Progress,
+    Record,
+    Report,
+    RunFailed,
+    Settings,
+    Start,
+    StopRequested,
+    Thaw,
+    Thawed,
+    Tick,
+    WorkerFailed,
+    WorkerJoined,
+    WorkerLost,
+)
+from dsgd_cli.engine.ledger import Ledger
+from dsgd_cli.engine.members import Member, Members, MemberState
+from dsgd_cli.engine.schedule import Schedule
+from dsgd_cli.engine.tasks import Remainder, TaskQueue
+
+TASKS_HELD = 2  # the one in hand and the next
+GATHER_S = 5.0  # how long the first workers wait for those that still load their data
+PROGRESS_S = 0.25
+
+
+class Phase(Enum):
+    """GATHERING → CONFIGURING → INITIALISING → STARTING → TRAINING → DRAINING → FREEZING →
+    JUDGING → EXPORTING → FINISHED; JUDGING → THAWING → TRAINING when a target does not hold on
+    the frozen vector. Errors and divergence go from TRAINING or DRAINING to FREEZING, from
+    FREEZING or JUDGING to EXPORTING, and to FINISHED while there are no parameters."""
+
+    GATHERING = "gathering"  # nobody has loaded the model yet
+    CONFIGURING = "configuring"
+    INITIALISING = "initialising"
+    STARTING = "starting"  # parameters exist; the others finish loading
+    TRAINING = "training"
+    DRAINING = "draining"
+    FREEZING = "freezing"
+    JUDGING = "judging"  # the frozen vector is evaluated
+    THAWING = "thawing"
+    EXPORTING = "exporting"
+    FINISHED = "finished"
+
+
+class Why(Enum):
+    """What is ending the run; a later one in this list overrules an earlier one."""
+
+    TARGET = 0
+    LIMIT = 1
+    STOP = 2
+    DIVERGED = 3
+    FAILED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why the run is ending; `failure` for FAILED."""
+
+    why: Why
+    reason: str
+    failure: Failure | None = None
+
+    @property
+    def abrupt(self) -> bool:
+        """No use in draining and judging."""
+        return self.why in (Why.DIVERGED, Why.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The one evaluation under way."""
+
+    id: int
+    worker: int
+    frozen: bool
 
 
 class Training:
@@ -10,7 +127,493 @@ class Training:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._until = settings.until
+        self._phase = Phase.GATHERING
+        self._ending: Ending | None = None
+        self._members = Members()
+        self._ledger = Ledger()
+        self._schedule = Schedule(settings.every)
+        self._queue: TaskQueue | None = None  # from the first `Prepared` on
+        self._reference: Prepared | None = None  # what all workers must agree with
+        self._initialiser: int | None = None
+        self._fences: dict[tuple[int, int], tuple[Remainder, ...]] = {}
+        self._draining: set[int] = set()
+        self._evaluation: Evaluation | None = None
+        self._evaluations = 0
+        self._judged: bool = False  # the frozen vector has been evaluated
+        self._metrics: Mapping[str, float] = {}  # of the last evaluation
+        self._exported = False
+        self._initialised_s = 0.0
+        self._ended_s: float | None = None
+        self._progress_s = 0.0
+        self._now_s = 0.0
+        self._out: list[Decision] = []
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
 
     def on(self, event: Event, now_s: float) -> list[Decision]:
-        """Take one event, return what to do now."""
-        raise NotImplementedError
+        """Take one event, return what to do now, in order."""
+        self._out = []
+        if self._phase is Phase.FINISHED:
+            return self._out
+        self._now_s = max(now_s, self._now_s)
+        self._take(event)
+        self._advance()
+        self._maybe_progress()
+        return self._out
+
+    # ── what happened ──────────────────────────────────────────────────────────────────────────
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case WorkerJoined():
+                self._joined(event)
+            case StopRequested():
+                self._end(Why.STOP, event.why)
+            case RunFailed():
+                self._end(Why.FAILED, event.failure.error, event.failure, sealed=False)
+                self._finish()
+            case Fenced():
+                self._fenced(event)
+            case Configured() | Frozen() | Thawed() | Exported():
+                self._cluster_answered(event)
+            case Tick():
+                pass
+            case _:
+                member = self._members.living(event.worker, event.incarnation)
+                if member is not None:
+                    self._take_from(member, event)
+
+    def _take_from(
+        self,
+        member: Member,
+        event: WorkerLost | Prepared | Initialised | Report | Evaluated | Drained | WorkerFailed,
+    ) -> None:
+        match event:
+            case WorkerLost():
+                self._lost(member)
+            case Prepared():
+                self._prepared(member, event)
+            case Initialised():
+                self._initialised(member)
+            case Report():
+                self._report(member, event)
+            case Evaluated():
+                self._evaluated(event)
+            case Drained():
+                self._drained(member)
+            case WorkerFailed():
+                self._worker_failed(event)
+
+    def _joined(self, event: WorkerJoined) -> None:
+        older = self._members.living(event.worker)
+        if older is not None and older.incarnation < event.incarnation:
+            self._lost(older)
+        member = self._members.admit(event.worker, event.incarnation)
+        if member is not None:
+            self._out.append(Prepare(member.worker))
+            self._happened("joined", member)
+
+    def _lost(self, member: Member) -> None:
+        """Forget the member; its tasks wait until every shard has fenced it."""
+        self._members.remove(member)
+        self._draining.discard(member.worker)
+        self._happened("lost", member)
+        if self._initialiser == member.worker:
+            self._initialiser = None
+        if self._evaluation is not None and self._evaluation.worker == member.worker:
+            self._evaluation = None
+            self._schedule.again()
+        left = self._queue.leave(member.worker) if self._queue is not None else ()
+        if member.touched:
+            self._fences[member.worker, member.incarnation + 1] = left
+            self._out.append(Fence(member.worker, member.incarnation + 1))
+
+    def _fenced(self, event: Fenced) -> None:
+        remainders = self._fences.pop((event.worker, event.incarnation), ())
+        if self._queue is not None:
+            self._queue.put_back(remainders)
+
+    def _worker_failed(self, event: WorkerFailed) -> None:
+        process = process_name("worker", event.worker)
+        failure = Failure(process, event.error, event.traceback, event.kind)
+        self._end(Why.FAILED, f"{process}: {event.error}", failure)
+
+    def _prepared(self, member: Member, event: Prepared) -> None:
+        if member.state is not MemberState.PREPARING:
+            return
+        member.state = MemberState.PREPARED
+        if self._reference is None:
+            self._first_prepared(event)
+        elif difference := _difference(self._reference, event):
+            process = process_name("worker", event.worker)
+            self._end(Why.FAILED, difference, Failure(process, difference))
+
+    def _first_prepared(self, event: Prepared) -> None:
+        self._reference = event
+        if event.examples < 1:
+            reason = "the training set is empty"
+            process = process_name("worker", event.worker)
+            self._end(Why.FAILED, reason, Failure(process, reason))
+            return
+        settings = self._settings
+        self._queue = TaskQueue(event.examples, settings.batch_size, self._until.max_epochs)
+        self._phase = Phase.CONFIGURING
+        self._out.append(ConfigureShards(event.tensors, event.dtype))
+
+    def _initialised(self, member: Member) -> None:
+        if self._phase is Phase.INITIALISING and member.worker == self._initialiser:
+            self._phase = Phase.STARTING
+            self._initialised_s = self._now_s
+
+    def _cluster_answered(self, event: Configured | Frozen | Thawed | Exported) -> None:
+        match event, self._phase:
+            case Configured(), Phase.CONFIGURING:
+                self._phase = Phase.INITIALISING
+            case Frozen(), Phase.FREEZING:
+                self._phase = Phase.JUDGING
+            case Thawed(), Phase.THAWING:
+                self._phase = Phase.TRAINING
+            case Exported(), Phase.EXPORTING:
+                self._exported = True
+                self._finish()
+
+    def _report(self, member: Member, event: Report) -> None:
+        epoch = None if self._queue is None else self._queue.epoch_of(member.worker, event.task_id)
+        if self._queue is None or epoch is None:
+            return
+        busy_s = event.pull_s + event.compute_s + event.push_s
+        self._record(*self._ledger.add(event, epoch, self._now_s))
+        for complete in self._queue.report(
+            member.worker, event.task_id, event.done_upto, event.examples, busy_s
+        ):
+            self._record(self._ledger.epoch(complete, self._now_s))
+        member.steps += event.steps
+        member.streak = Streak(
+            member.worker, event.nonfinite_streak, self._ledger.steps, event.nonfinite_where
+        )
+        if reason := convergence.diverged_gradients(self._members.streaks()):
+            self._end(Why.DIVERGED, reason)
+
+    def _evaluated(self, event: Evaluated) -> None:
+        evaluation = self._evaluation
+        if evaluation is None or evaluation.id != event.evaluation_id:
+            return
+        self._evaluation = None
+        self._metrics = dict(event.metrics)
+        self._judged = evaluation.frozen
+        line = self._ledger.evaluation(
+            event.metrics,
+            epoch=self._epochs,
+            worker=event.worker,
+            frozen=evaluation.frozen,
+            now_s=self._now_s,
+        )
+        self._record(line)
+        self._weigh(event)
+
+    def _weigh(self, event: Evaluated) -> None:
+        step = self._ledger.steps
+        absent = convergence.missing(self._until, event.metrics)
+        if reason := convergence.diverged_evaluation(event.metrics, step=step, worker=event.worker):
+            self._end(Why.DIVERGED, reason)
+        elif absent:
+            error = (
+                f"until.{absent[0]} is set, but the model's metrics are "
+                f"{', '.join(sorted(event.metrics)) or 'none'}"
+            )
+            self._end(Why.FAILED, error, Failure(process_name("worker", event.worker), error))
+        elif convergence.holds(self._until, event.metrics):
+            self._end(Why.TARGET, convergence.describe(self._until, event.metrics))
+
+    def _drained(self, member: Member) -> None:
+        if member.worker not in self._draining or self._queue is None:
+            return
+        self._draining.discard(member.worker)
+        self._queue.put_back(self._queue.withdraw(member.worker))
+        if self._evaluation is not None and self._evaluation.worker == member.worker:
+            self._evaluation = None  # it had not begun
+
+    def _end(
+        self, why: Why, reason: str, failure: Failure | None = None, *, sealed: bool = True
+    ) -> None:
+        """The run shall end, unless it ends for a weightier reason already, or is being exported:
+        what a worker does then changes nothing any more."""
+        if sealed and self._phase is Phase.EXPORTING:
+            return
+        if self._ending is None or why.value > self._ending.why.value:
+            self._ending = Ending(why, reason, failure)
+
+    # ── what to do about it ────────────────────────────────────────────────────────────────────
+
+    def _advance(self) -> None:
+        """Take steps until none changes the phase."""
+        phase = None
+        while phase is not self._phase:
+            phase = self._phase
+            _STEPS[phase](self)
+
+    def _gathering(self) -> None:
+        """GATHERING, CONFIGURING: there are no parameters that could be kept."""
+        if self._ending is not None:
+            self._finish()
+
+    def _initialising(self) -> None:
+        if self._ending is not None:
+            self._finish()
+        elif self._initialiser is None and not self._fences:
+            ready = self._members.who(MemberState.PREPARED)
+            for member in ready[:1]:
+                member.touched = True
+                self._initialiser = member.worker
+                self._out.append(Initialise(member.worker))
+
+    def _starting(self) -> None:
+        waited = self._now_s - self._initialised_s >= GATHER_S
+        loading = self._members.who(MemberState.PREPARING)
+        ready = self._members.who(MemberState.PREPARED)
+        if self._ending is None and (not ready or (loading and not waited)):
+            return
+        self._phase = Phase.TRAINING
+        self._ledger.start(self._now_s)
+        self._progress_s = self._now_s
+
+    def _training(self) -> None:
+        self._start_prepared()
+        if self._ending is None and (reason := self._limit()):
+            self._end(Why.LIMIT, reason)
+        if self._ending is not None:
+            self._leave_training(self._ending)
+            return
+        if self._evaluation is None and self._schedule.due(**self._reached()):
+            self._evaluate(frozen=False)
+        self._grant()
+
+    def _leave_training(self, ending: Ending) -> None:
+        if ending.abrupt:
+            self._freeze()
+            return
+        self._phase = Phase.DRAINING
+        for member in self._members.who(MemberState.STARTED):
+            self._draining.add(member.worker)
+            self._out.append(Drain(member.worker))
+
+    def _still_draining(self) -> None:
+        self._start_prepared()
+        if not self._draining or (self._ending is not None and self._ending.abrupt):
+            self._freeze()
+
+    def _freeze(self) -> None:
+        self._draining.clear()
+        self._evaluation = None
+        self._judged = False
+        self._phase = Phase.FREEZING
+        self._ended_s = self._now_s
+        self._out.append(Freeze())
+
+    def _judging(self) -> None:
+        self._start_prepared()
+        ending = self._ending
+        assert ending is not None
+        alone = not self._members.every()
+        if ending.abrupt or (alone and ending.why is Why.STOP):
+            self._export()
+        elif self._judged:
+            self._verdict(ending)
+        elif self._evaluation is None:
+            self._evaluate(frozen=True)
+
+    def _verdict(self, ending: Ending) -> None:
+        """The frozen vector is evaluated: over, or on again."""
+        if convergence.holds(self._until, self._metrics) or ending.why is not Why.TARGET:
+            self._export()
+            return
+        stands = convergence.describe(self._until, self._metrics)
+        if reason := self._limit():
+            self._ending = Ending(Why.LIMIT, reason)
+            self._export()
+            return
+        self._record(self._ledger.happened("thawed", self._now_s, reason=stands))
+        self._ending = None
+        self._ended_s = None
+        self._phase = Phase.THAWING
+        self._out.append(Thaw())
+
+    def _export(self) -> None:
+        self._phase = Phase.EXPORTING
+        self._out.append(Export())
+
+    def _waiting(self) -> None:
+        """FREEZING, THAWING, EXPORTING: only the answer leads on."""
+        if self._phase is not Phase.EXPORTING:
+            self._start_prepared()
+
+    def _nothing(self) -> None:
+        """FINISHED."""
+
+    # ── the pieces ─────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _epochs(self) -> int:
+        return 0 if self._queue is None else self._queue.complete
+
+    def _reached(self) -> dict[str, Any]:
+        elapsed_s = self._ledger.elapsed_s(self._now_s)
+        return {"epochs": self._epochs, "steps": self._ledger.steps, "elapsed_s": elapsed_s}
+
+    def _limit(self) -> str | None:
+        return convergence.limit(self._until, **self._reached())
+
+    def _start_prepared(self) -> None:
+        assert self._queue is not None
+        for member in self._members.who(MemberState.PREPARED):
+            member.state = MemberState.STARTED
+            member.touched = True
+            self._queue.join(member.worker)
+            self._out.append(Start(member.worker))
+
+    def _evaluate(self, frozen: bool) -> None:
+        """Hand it to one worker: the one that was given something the longest time ago."""
+        ready = self._members.who(MemberState.STARTED)
+        if not ready:
+            return
+        member = min(ready, key=lambda member: member.turn)
+        self._members.take_turn(member)
+        self._schedule.taken(**self._reached())
+        self._evaluations += 1
+        self._evaluation = Evaluation(self._evaluations, member.worker, frozen)
+        self._out.append(Evaluate(member.worker, self._evaluations, frozen))
+
+    def _grant(self) -> None:
+        """Give tasks, first to those that have none, until all have two or nothing is free."""
+        queue = self._queue
+        assert queue is not None
+        started = self._members.who(MemberState.STARTED)
+        while hungry := [m for m in started if queue.held(m.worker) < TASKS_HELD]:
+            member = min(hungry, key=lambda m: (queue.held(m.worker), m.turn))
+            task = queue.lease(member.worker, self._batches_left(queue))
+            if task is None:
+                return
+            self._members.take_turn(member)
+            self._out.append(Grant(member.worker, task))
+
+    def _batches_left(self, queue: TaskQueue) -> int | None:
+        """So that `max_steps` is met, and not overrun by what is queued."""
+        if self._until.max_steps is None:
+            return None
+        return self._until.max_steps - self._ledger.steps - queue.outstanding_batches()
+
+    def _finish(self) -> None:
+        ending = self._ending
+        assert ending is not None
+        self._phase = Phase.FINISHED
+        self._record(*self._ledger.flush(self._now_s))
+        if self._ledger.started:
+            self._out.append(Progress(self._progress_fields()))
+        judged = self._metrics if self._judged else {}
+        metrics = {key: value for key, value in judged.items() if math.isfinite(value)}
+        name = self._metric_name()
+        ended_s = self._now_s if self._ended_s is None else self._ended_s
+        self._out.append(
+            Finish(
+                outcome=self._outcome(ending),
+                reason=self._reason(ending),
+                metric=name,
+                value=None if name is None else metrics.get(name),
+                loss=metrics.get("loss"),
+                steps=self._ledger.steps,
+                examples=self._ledger.examples,
+                seconds=round(self._ledger.elapsed_s(ended_s), 6),
+                epochs=self._epochs,
+                exported=self._exported,
+                metrics=metrics,
+                failure=ending.failure,
+            )
+        )
+
+    def _outcome(self, ending: Ending) -> Outcome:
+        if ending.why is Why.FAILED:
+            return "failed"
+        if ending.why is Why.DIVERGED:
+            return "diverged"
+        if ending.why is Why.STOP:
+            return "stopped"
+        untargeted = not convergence.targets(self._until)
+        met = self._judged and convergence.holds(self._until, self._metrics)
+        return "converged" if untargeted or met else "stopped"
+
+    def _reason(self, ending: Ending) -> str:
+        """Where the targets stand on the vector that is exported, when that is what counts."""
+        if ending.abrupt or not self._judged or not convergence.targets(self._until):
+            return ending.reason
+        stands = convergence.describe(self._until, self._metrics)
+        return stands if ending.why is Why.TARGET else f"{ending.reason}: {stands}"
+
+    def _metric_name(self) -> str | None:
+        """The metric to show: the target's, else what the model reports."""
+        known = [name for name in ("accuracy", "loss") if name in self._metrics]
+        return next(iter((*convergence.targets(self._until), *known)), None)
+
+    def _maybe_progress(self) -> None:
+        running = self._ledger.started and self._phase is not Phase.FINISHED
+        if running and self._now_s - self._progress_s >= PROGRESS_S:
+            self._progress_s = self._now_s
+            self._out.append(Progress(self._progress_fields()))
+
+    def _progress_fields(self) -> dict[str, Any]:
+        name = self._metric_name()
+        value = self._metrics.get(name or "", math.nan)
+        return {
+            **self._ledger.progress(self._now_s),
+            "epoch": self._epochs,
+            "metric": name,
+            "value": value if math.isfinite(value) else None,
+            "limits": convergence.limits(self._until),
+            "workers": len(self._members.every()),
+        }
+
+    def _record(self, *lines: dict[str, Any]) -> None:
+        self._out.extend(Record(line) for line in lines)
+
+    def _happened(self, what: str, member: Member) -> None:
+        process = process_name("worker", member.worker)
+        line = self._ledger.happened(
+            what, self._now_s, process=process, incarnation=member.incarnation
+        )
+        self._record(line)
+
+
+def _difference(first: Prepared, other: Prepared) -> str | None:
+    """One sentence about what two workers do not agree on, or None."""
+    names = [process_name("worker", who.worker) for who in (other, first)]
+    pairs = {
+        "training examples": (other.examples, first.examples),
+        "dtype": (other.dtype, first.dtype),
+        "tensors": (_shapes(other), _shapes(first)),
+        "contents of model or data (digest)": (other.digest, first.digest),
+    }
+    for what, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            return f"{names[0]} and {names[1]} differ in their {what}: {theirs} and {ours}"
+    return None
+
+
+def _shapes(prepared: Prepared) -> str:
+    return " ".join(f"{name}{list(shape)}" for name, shape in prepared.tensors)
+
+
+_STEPS: dict[Phase, Callable[[Training], None]] = {
+    Phase.GATHERING: Training._gathering,
+    Phase.CONFIGURING: Training._gathering,
+    Phase.INITIALISING: Training._initialising,
+    Phase.STARTING: Training._starting,
+    Phase.TRAINING: Training._training,
+    Phase.DRAINING: Training._still_draining,
+    Phase.FREEZING: Training._waiting,
+    Phase.JUDGING: Training._judging,
+    Phase.THAWING: Training._waiting,
+    Phase.EXPORTING: Training._waiting,
+    Phase.FINISHED: Training._nothing,
+}
