@@ -1,0 +1,59 @@
+# What a person types. Everything happens in .venv; the machine is left alone, except that as root
+# on Debian or Ubuntu missing system packages (venv, sshd, iproute2) are installed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install test test-all check lint types proto bench clean system
+
+help:
+	@echo "make demo      install into .venv and train on the digits: 2 servers, 2 workers, this machine"
+	@echo "make test      all tests that take less than ten minutes, SSH hosts included (as root)"
+	@echo "make test-all  the slow ones, too"
+	@echo "make check     lint, types and tests"
+	@echo "make bench     measure what the README says about start-up and shutdown"
+	@echo "make proto     generate the code of dsgd_cli/wire/dsgd.proto"
+
+demo: $(VENV)/.installed
+	$(BIN)/dsgd train cluster_templates/localhost.yaml
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml tests/make_venv.sh
+	sh tests/make_venv.sh $(PYTHON) $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+system:
+	sh tests/install_system.sh
+
+test: $(VENV)/.dev system
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.dev system
+	$(PYTEST)
+
+check: lint types test
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check dsgd_cli tests
+	$(BIN)/ruff format --check dsgd_cli tests
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+proto: $(VENV)/.dev
+	$(BIN)/python -m dsgd_cli.wire.generate
+
+bench: $(VENV)/.dev system
+	$(BIN)/python tests/benchmarks/start_and_stop.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
