@@ -9,6 +9,7 @@
     │   └── HostUnfit                       no python3, too old, no space, wrong platform
     ├── DeadlinePassed             exit 5   a phase took too long: phase, host, seconds, last lines
     ├── ProcessDied                exit 6   a process failed: which, where, traceback, last lines
+    ├── UserCodeError              exit 6   the user's model or data: what is wrong, their traceback
     ├── Diverged                   exit 7   gradients or loss are no longer finite
     ├── ClusterHeld                exit 8   another dsgd holds the cluster: who, since when
     ├── TeardownIncomplete         exit 9   what is left where, and when its lease ends
@@ -96,6 +97,12 @@ class DeadlinePassed(DsgdError):
 
 class ProcessDied(DsgdError):
     """A process of the cluster failed and the run cannot go on."""
+
+    exit_code = 6
+
+
+class UserCodeError(DsgdError):
+    """The user's model or data cannot be used; `details` is the traceback, if they raised."""
 
     exit_code = 6
 

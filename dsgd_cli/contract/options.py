@@ -5,7 +5,7 @@ of the factories in `engine` and `learning` (a test compares them), so that the 
 options without numpy. Bounds are only here: the factories trust what passed.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: pydantic would compile each annotation once more.
 
 from typing import Annotated, Literal
 

@@ -7,7 +7,7 @@ code they are seconds, with `_s` in the name. Nothing here touches a file or a h
 exists is for `launcher.load` to say.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: pydantic would compile each annotation once more.
 
 import re
 from collections.abc import Mapping
@@ -46,21 +46,21 @@ DEFAULT_MAX_EPOCHS = 100
 ADDRESS = re.compile(
     r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:.]{2,45}(%\w{1,15})?"
 )
-HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:%-]{0,252}")
-USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@$+\\-]{0,63}")
-PYTHON = re.compile(r"[A-Za-z0-9._/+][A-Za-z0-9._/+-]{0,254}")
-HOST_KEY = re.compile(r"SHA256:[A-Za-z0-9+/]{43}=?")
-ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
-MODULE = re.compile(r"[A-Za-z_]\w{0,99}(\.[A-Za-z_]\w{0,99}){0,20}", re.ASCII)
+HOST_NAME = r"[A-Za-z0-9][A-Za-z0-9._:%-]{0,252}"
+USER = r"[A-Za-z0-9_][A-Za-z0-9_.@$+\\-]{0,63}"
+PYTHON = r"[A-Za-z0-9._/+][A-Za-z0-9._/+-]{0,254}"
+HOST_KEY = r"SHA256:[A-Za-z0-9+/]{43}=?"
+ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,254}"
+MODULE = r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.[A-Za-z_][A-Za-z0-9_]{0,99}){0,20}"
 ON_HOST = "host:"  # in front of a path: it is on the hosts already
 
 
 # ── kinds of text ──────────────────────────────────────────────────────────────────────────────
 
 
-def _matching(pattern: re.Pattern[str], what: str, hint: str) -> AfterValidator:
+def _matching(pattern: str, what: str, hint: str) -> AfterValidator:
     def check(text: str) -> str:
-        if pattern.fullmatch(text) is None:
+        if re.fullmatch(pattern, text) is None:
             if text.startswith("-"):
                 raise mistake(f"{show(text)} is not {what}", "it must not start with '-'")
             raise mistake(f"{show(text)} is not {what}", hint)
@@ -92,7 +92,7 @@ def _address(text: str) -> str:
         return text
     what = f"{show(text)} is not an address"
     user, at, rest = text.rpartition("@")
-    if at and USER.fullmatch(user) and ADDRESS.fullmatch(rest):
+    if at and re.fullmatch(USER, user) and ADDRESS.fullmatch(rest):
         raise mistake(what, f"write {{address: {rest}, user: {user}}}")
     host, colon, port = text.rpartition(":")
     if colon and port.isdigit() and ADDRESS.fullmatch(host):
@@ -241,7 +241,7 @@ def _env(value: object) -> object:
         raise mistake(f"expected a mapping, found {show(value)}", "write {KEY: value}")
     wrong = []
     for key, text in value.items():
-        if not isinstance(key, str) or ENV_NAME.fullmatch(key) is None:
+        if not isinstance(key, str) or re.fullmatch(ENV_NAME, key) is None:
             hint = "use letters, digits and '_'"
             wrong.append(Mistake((key,), f"{show(key)} is not a variable's name", hint, True))
         elif key.startswith("DSGD_"):
@@ -344,7 +344,7 @@ def _reference(text: str, table: Table, suffixes: tuple[str, ...], what: str) ->
         raise mistake(f"{show(text)} is not a {what}", f"its name must end with {suffixes[0]}")
     if path in table:
         return {"kind": "builtin", "name": path}
-    if "." in path and MODULE.fullmatch(path):
+    if "." in path and re.fullmatch(MODULE, path):
         return {"kind": "module", "name": path}
     hint = f"{did_you_mean(path, table)} (your own: path/to/{what}{suffixes[0]})"
     raise mistake(f"unknown {what} {show(text)}", hint)
@@ -376,7 +376,7 @@ def _long_ref(value: Mapping[str, object], table: Table, readers: Table, what: s
         return {**ref, "options": _checked(table, known, value.get("options"), ("options",))}
     if kind in readers:
         ref["options"] = _checked(readers, str(kind), value.get("options"), ("options",))
-    if kind == "module" and (not isinstance(name, str) or MODULE.fullmatch(name) is None):
+    if kind == "module" and (not isinstance(name, str) or re.fullmatch(MODULE, name) is None):
         raise mistake(f"{show(name)} is not a module", "write package.module", ("name",))
     if kind != "module" and (kind == "file" or kind in readers):
         if not isinstance(path, str):
