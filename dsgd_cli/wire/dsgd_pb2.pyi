@@ -416,14 +416,14 @@ class HealthReply(_message.Message):
     def __init__(self, cluster_id: _Optional[str] = ..., shard: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class ConfigureRequest(_message.Message):
-    __slots__ = ("epoch", "run_id", "start", "stop", "block_elements", "dtype", "optimizer", "options")
-    class OptionsEntry(_message.Message):
+    __slots__ = ("epoch", "run_id", "start", "stop", "block_elements", "dtype", "optimizer", "options_json", "fences")
+    class FencesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: float
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -431,7 +431,8 @@ class ConfigureRequest(_message.Message):
     BLOCK_ELEMENTS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
-    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_JSON_FIELD_NUMBER: _ClassVar[int]
+    FENCES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     run_id: str
     start: int
@@ -439,8 +440,9 @@ class ConfigureRequest(_message.Message):
     block_elements: int
     dtype: str
     optimizer: str
-    options: _containers.ScalarMap[str, float]
-    def __init__(self, epoch: _Optional[int] = ..., run_id: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., block_elements: _Optional[int] = ..., dtype: _Optional[str] = ..., optimizer: _Optional[str] = ..., options: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    options_json: str
+    fences: _containers.ScalarMap[int, int]
+    def __init__(self, epoch: _Optional[int] = ..., run_id: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., block_elements: _Optional[int] = ..., dtype: _Optional[str] = ..., optimizer: _Optional[str] = ..., options_json: _Optional[str] = ..., fences: _Optional[_Mapping[int, int]] = ...) -> None: ...
 
 class ConfigureReply(_message.Message):
     __slots__ = ()

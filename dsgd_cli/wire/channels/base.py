@@ -1,0 +1,174 @@
+"""What carries blocks between one worker and one shard, whatever it is made of.
+
+A worker drives a `Channel` per shard: `begin` an exchange, then `advance` until it is done. `run`
+does so for all shards at once, so that they work in parallel. A server gives its carriers a
+`Holding`: the shard of the current run.
+
+Invariant of every carrier: an exchange is sent again, unchanged, until it is answered or refused;
+exactly-once is the shard's doing (`seq` and `applied` per block). The buffers of an exchange belong
+to the channel until it is done.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Operation(enum.IntEnum):
+    """What an exchange does; the numbers are those of the wire."""
+
+    PULL = 0
+    PUSH = 1
+    PUSH_PULL = 2
+    WRITE = 3
+
+    @property
+    def sends(self) -> bool:
+        """Whether blocks go up."""
+        return self is not Operation.PULL
+
+    @property
+    def fetches(self) -> bool:
+        """Whether fresh values come down."""
+        return self in (Operation.PULL, Operation.PUSH_PULL)
+
+
+class Reason(enum.IntEnum):
+    """Why a shard refuses an exchange; the numbers are those of the wire."""
+
+    UNKNOWN = 0
+    WRONG_CLUSTER = 1
+    WRONG_EPOCH = 2
+    WRONG_SHARD = 3
+    WRONG_SIZE = 4
+    WRONG_ORDER = 5
+    FENCED = 6
+    OUT_OF_ORDER = 7
+    NOT_FINITE = 8
+    FROZEN = 9
+    NOT_CONFIGURED = 10
+
+
+class Refused(Exception):
+    """The shard took the exchange, or the rest of it, for wrong. The channel lives on."""
+
+    def __init__(self, reason: Reason, message: str, block: int = 0) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.block = block
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """From which worker to which shard, in which run."""
+
+    cluster_id: str
+    epoch: int
+    shard: int
+    worker: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a shard's bytes are cut: whole blocks, the last one may be shorter."""
+
+    size_bytes: int
+    block_bytes: int
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.size_bytes // self.block_bytes)
+
+    def bounds(self, block: int) -> tuple[int, int]:
+        """Where a block's bytes start and stop."""
+        start = block * self.block_bytes
+        return start, min(start + self.block_bytes, self.size_bytes)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One push, pull, push_pull or write of a whole shard; its answers are filled in."""
+
+    operation: Operation
+    seq: int = 0  # of a push
+    data: memoryview | None = None  # bytes that go up: the shard's gradient, or first values
+    into: memoryview | None = None  # writable bytes for what comes down
+    since: Sequence[int] = ()  # PULL: only blocks newer than these
+    versions: list[int] = field(default_factory=list)  # per block, after this exchange
+    applied: list[tuple[int, int]] = field(default_factory=list)  # my newest (incarnation, seq)
+
+
+class Channel(Protocol):
+    """The worker's end. Used by one thread."""
+
+    def begin(self, exchange: Exchange) -> None:
+        """Start to send. The exchange before it must be done."""
+
+    def advance(self) -> bool:
+        """Wait for the next answer; True when the exchange is done.
+
+        Raises Refused, or PeerUnreachable when the shard did not answer within the deadline.
+        """
+
+    def close(self) -> None:
+        """Break off whatever is in flight. Idempotent."""
+
+
+def run(channels: Sequence[Channel], exchanges: Sequence[Exchange]) -> None:
+    """All exchanges, each on its channel, at once. Raises the first refusal after all are done."""
+    for channel, exchange in zip(channels, exchanges, strict=True):
+        channel.begin(exchange)
+    refusal: Refused | None = None
+    pending = list(channels)
+    while pending:
+        for channel in tuple(pending):
+            try:
+                done = channel.advance()
+            except Refused as error:
+                refusal = refusal or error
+                done = True
+            if done:
+                pending.remove(channel)
+    if refusal is not None:
+        raise refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What opens an exchange, as the server reads it."""
+
+    route: Route
+    seq: int
+    operation: Operation
+
+
+class HeldShard(Protocol):
+    """One run's shard. Calls are never interleaved with those of another carrier."""
+
+    @property
+    def shape(self) -> Shape:
+        """How it is cut."""
+
+    def push(self, header: Header, block: int, data: bytes) -> None:
+        """Apply a gradient, or skip it if it is a duplicate. Raises Refused."""
+
+    def write(self, header: Header, block: int, data: bytes) -> None:
+        """Set first values. Raises Refused."""
+
+    def read(self, block: int) -> bytes:
+        """The values now, raw."""
+
+    def state(self, worker: int, block: int) -> tuple[int, tuple[int, int]]:
+        """(version, applied[worker])."""
+
+
+class Holding(Protocol):
+    """The server's end of all carriers."""
+
+    def admit(self, header: Header) -> HeldShard:
+        """Raises Refused unless this exchange belongs to the current run and a living worker."""
