@@ -208,7 +208,6 @@ class Host:
     link: str  # the outer end of its cable
     log_file: Path
     outer: subprocess.Popen[str]
-    gate: int = field(repr=False)  # a pipe: process 1 waits for a line on it before it starts sshd
     pid1: int = 0
     _namespace: int = field(default=0, repr=False)
 
@@ -339,9 +338,8 @@ class Host:
             else:
                 self.outer.kill()
         self.outer.wait(10)
-        if self.gate >= 0:
-            os.close(self.gate)
-            self.gate = -1
+        if self.outer.stdin is not None:
+            self.outer.stdin.close()
 
     def _signal_all(self, number: int) -> None:
         for entry in os.scandir("/proc"):
@@ -365,7 +363,9 @@ class Host:
             self._check(deadline, "its namespaces")
 
     def _go(self, deadline: float) -> None:
-        os.write(self.gate, b"go\n")
+        assert self.outer.stdin is not None
+        with self.outer.stdin as stdin:
+            stdin.write("go\n")
         while "Server listening on" not in self.log:
             self._check(deadline, "sshd")
 
@@ -501,7 +501,9 @@ class Hosts:
             keys = tuple(make_key(kind) for kind in self._kinds)
             log_file = folder / f"{name}.log"
             script = self._script(name, address, keys, etc_hosts)
-            outer, gate = _spawn(script, log_file, stem)
+            script_file = folder / f"{name}.sh"
+            script_file.write_text(script)  # in the folder that no other user can look into
+            outer = _spawn(script_file, log_file, stem)
             self._hosts.append(
                 Host(
                     name=name,
@@ -513,7 +515,6 @@ class Hosts:
                     link=f"{stem}-{index}",
                     log_file=log_file,
                     outer=outer,
-                    gate=gate,
                 )
             )
             self._cleanup.callback(self._hosts[-1].kill)
@@ -582,8 +583,7 @@ class Hosts:
             f"echo {shlex.quote(name)} > /proc/sys/kernel/hostname",
             "umask 022",
             "cd /",
-            "read go <&3",  # not stdin: sh may already have read it with the script
-            "exec 3<&-",
+            "read go",
             "ip link set lo up",
             f"ip addr add {address}/24 dev eth0",
             "ip link set eth0 up",
@@ -604,29 +604,22 @@ def assert_nothing_left(before: Iterable[Snapshot], after: Iterable[Snapshot]) -
     assert not left, "left behind:\n" + "\n".join(left)
 
 
-def _spawn(script: str, log_file: Path, stem: str) -> tuple[subprocess.Popen[str], int]:
-    inner, gate = os.pipe()
+def _spawn(script_file: Path, log_file: Path, stem: str) -> subprocess.Popen[str]:
     flags = ["-m", "-p", "-u", "-i", "-n", "--fork", "--kill-child", "--mount-proc"]
-    argv = [str(_tool("unshare")), *flags, "--propagation", "private"]
-    move = "" if inner == 3 else f"exec 3<&{inner}; "
-    argv += ["/bin/sh", "-c", f"{move}exec /bin/sh -s"]
     with log_file.open("w") as log:
-        outer = subprocess.Popen(
-            argv,
+        return subprocess.Popen(
+            [
+                *(str(_tool("unshare")), *flags, "--propagation", "private"),
+                *("/bin/sh", str(script_file)),
+            ],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             text=True,
             cwd="/",
             start_new_session=True,
-            pass_fds=[inner],
             env={"PATH": PATH, "LANG": "C.UTF-8", MARK: stem},
         )
-    os.close(inner)
-    assert outer.stdin is not None
-    with outer.stdin as stdin:
-        stdin.write(script)
-    return outer, gate
 
 
 def _guard(stem: str, pids: list[int], links: list[str], folder: Path) -> subprocess.Popen[bytes]:
