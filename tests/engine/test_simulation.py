@@ -1,0 +1,439 @@
+"""Thousands of seeded schedules of deaths, restarts, zombies, delays and stale messages.
+
+A model of the cluster (sessions that keep order, workers that compute in virtual time, one shard
+that knows who pushed which position) carries out what `Training` decides and checks the promises
+on the way. Mutants of the machine are planted, and must be caught.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from dsgd_cli.engine import convergence, events as e
+from dsgd_cli.engine.members import Member, Members, MemberState
+from dsgd_cli.engine.tasks import Remainder, TaskQueue
+from dsgd_cli.engine.training import Phase, Training
+
+TENSORS = (("W", (4, 2)),)
+LAST_FAULT_S = 3.0
+END_S = 120.0
+
+
+@dataclass
+class Worker:
+    """One incarnation: what it holds, and how far it is. `cut` once nobody listens to it."""
+
+    number: int
+    incarnation: int
+    batch_s: float
+    cut: bool = False
+    dead: bool = False
+    prepared: bool = False
+    started: bool = False
+    busy: bool = False
+    drain: bool = False
+    tasks: list[e.Task] = field(default_factory=list)
+    at: int = 0  # computed up to here in tasks[0]
+    pushed: int = 0
+    unreported: int = 0
+    evaluations: list[e.Evaluate] = field(default_factory=list)
+    sent_until: float = 0.0
+    heard_until: float = 0.0
+
+
+@dataclass
+class Shard:
+    """Which positions are in the parameters, how often; who is refused."""
+
+    applied: Counter[tuple[int, int]] = field(default_factory=Counter)
+    fence: Counter[int] = field(default_factory=Counter)
+    frozen: bool = False
+
+    def push(self, worker: Worker, positions: list[tuple[int, int]]) -> bool:
+        if worker.incarnation < self.fence[worker.number] or (self.frozen and worker.cut):
+            return False
+        assert not self.frozen, f"worker/{worker.number} pushed to a frozen shard"
+        self.applied.update(positions)
+        return True
+
+
+class Simulation:
+    """One schedule. `run` returns the `Finish`."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = rng = random.Random(seed)
+        self.faults = rng.random() < 0.8
+        self.n = rng.choice([1, 7, 24, 60])
+        self.batch = rng.choice([1, 4, 5])
+        self.settings = e.Settings(
+            seed=seed,
+            batch_size=self.batch,
+            until=rng.choice(
+                [
+                    e.Until(accuracy=0.9, max_epochs=4),
+                    e.Until(accuracy=0.9, max_time_s=6.0),
+                    e.Until(accuracy=0.9, max_steps=17, max_time_s=20.0),
+                    e.Until(loss=0.1, accuracy=0.9),
+                    e.Until(max_epochs=3),
+                ]
+            ),
+            every=rng.choice([e.Every(), e.Every(2), e.Every(3, "step"), e.Every(0.3, "s")]),
+        )
+        self.machine = Training(self.settings)
+        self.shard = Shard()
+        self.now = 0.0
+        self.agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self.ids = itertools.count()
+        self.workers: dict[int, Worker] = {}  # the sessions that the coordinator knows
+        self.incarnations: Counter[int] = Counter()
+        self.unfenced: dict[tuple[int, int], list[e.Task]] = {}
+        self.evaluating: dict[int, int] = {}  # evaluation -> worker
+        self.quality = 0.0
+        self.frozen_metrics: dict[str, float] | None = None  # of the last frozen evaluation
+        self.stopped = False
+        self.finish: e.Finish | None = None
+        self.deaths = 0
+
+    # ── the world's clockwork ──────────────────────────────────────────────────────────────────
+
+    def after(self, delay_s: float, do: Callable[[], None]) -> None:
+        self.at(self.now + delay_s, do)
+
+    def at(self, time_s: float, do: Callable[[], None]) -> None:
+        heapq.heappush(self.agenda, (time_s, next(self.ids), do))
+
+    def delay(self) -> float:
+        return self.random.choice([0.0, 0.001, 0.01, 0.2 * self.random.random()])
+
+    def run(self) -> e.Finish:
+        for number in range(self.random.choice([1, 2, 4])):
+            self.after(self.delay(), lambda number=number: self.join(number))  # type: ignore[misc]
+        if self.random.random() < 0.15:
+            self.after(3 * self.random.random(), self.stop)
+        self.after(0.1, self.tick)
+        while self.agenda and self.now < END_S:
+            self.now, _, do = heapq.heappop(self.agenda)
+            do()
+        assert self.finish is not None, f"still {self.machine.phase} after {END_S} s"
+        return self.finish
+
+    def tick(self) -> None:
+        self.feed(e.Tick())
+        if self.finish is None:
+            self.after(0.1, self.tick)
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.feed(e.StopRequested("asked"))
+
+    def join(self, number: int) -> None:
+        self.incarnations[number] += 1
+        speed = self.random.choice([0.001, 0.01, 0.1])
+        self.workers[number] = Worker(number, self.incarnations[number], speed)
+        self.feed(e.WorkerJoined(number, self.incarnations[number]))
+        if self.faults and self.random.random() < 0.7:
+            worker = self.workers[number]
+            self.after(2.0 * self.random.random() ** 2, lambda: self.lose(worker))
+
+    def lose(self, worker: Worker) -> None:
+        """Killed, or only cut off: a zombie goes on pushing until it is fenced."""
+        if worker.cut or self.now > LAST_FAULT_S or self.finish is not None:
+            return
+        self.deaths += 1
+        worker.cut = True
+        worker.dead = self.random.random() < 0.6
+        del self.workers[worker.number]
+        self.unfenced[worker.number, worker.incarnation + 1] = list(worker.tasks)
+        for evaluation, who in list(self.evaluating.items()):
+            if who == worker.number:
+                del self.evaluating[evaluation]
+        again_s = self.delay() + self.random.choice([0.0, 0.5])
+        if self.random.random() < 0.3:  # the new session is there before the loss is noticed
+            self.join(worker.number)
+        else:
+            self.after(again_s, lambda: self.join(worker.number))
+            self.feed(e.WorkerLost(worker.number, worker.incarnation))
+
+    # ── messages ───────────────────────────────────────────────────────────────────────────────
+
+    def send(self, worker: Worker, event: e.Event) -> None:
+        """Worker to coordinator, in order; what is on its way may outlive the session."""
+        at = max(worker.sent_until, self.now + self.delay())
+        worker.sent_until = at
+        self.at(at, lambda: self.feed(event))
+
+    def tell(self, number: int, do: Callable[[Worker], None]) -> None:
+        """Coordinator to worker, in order."""
+        worker = self.workers[number]
+        at = max(worker.heard_until, self.now + self.delay())
+        worker.heard_until = at
+        self.at(at, lambda: None if worker.cut else do(worker))
+
+    def feed(self, event: e.Event) -> None:
+        before = self.finish
+        if isinstance(event, e.Evaluated) and event.evaluation_id in self.evaluating:
+            worker = self.workers.get(event.worker)
+            if worker is not None and worker.incarnation == event.incarnation:
+                del self.evaluating[event.evaluation_id]
+                frozen = self.shard.frozen and self.machine.phase is Phase.JUDGING
+                self.frozen_metrics = dict(event.metrics) if frozen else self.frozen_metrics
+        if isinstance(event, e.Drained):
+            self.drained(event)
+        decisions = self.machine.on(event, self.now)
+        assert before is None or not decisions, "a decision after Finish"
+        for decision in decisions:
+            self.carry_out(decision)
+
+    def drained(self, event: e.Drained) -> None:
+        """Evaluations that the worker dropped are no longer under way."""
+        worker = self.workers.get(event.worker)
+        if worker is None or worker.incarnation != event.incarnation:
+            return
+        for evaluation, who in list(self.evaluating.items()):
+            if who == event.worker:
+                del self.evaluating[evaluation]
+
+    # ── decisions ──────────────────────────────────────────────────────────────────────────────
+
+    def carry_out(self, decision: e.Decision) -> None:
+        assert self.finish is None, "a decision after Finish"
+        number = getattr(decision, "worker", None)
+        if number is not None and not isinstance(decision, e.Fence):
+            assert number in self.workers, f"{decision} is for a worker that is gone"
+        match decision:
+            case e.Prepare():
+                self.tell(decision.worker, lambda worker: self.prepare(worker))
+            case e.ConfigureShards():
+                self.after(self.delay(), lambda: self.feed(e.Configured()))
+            case e.Initialise():
+                assert not self.unfenced_writers(), "two initialisers at once"
+                self.tell(
+                    decision.worker,
+                    lambda w: self.send(w, e.Initialised(w.number, w.incarnation)),
+                )
+            case e.Start():
+                self.workers[decision.worker].started = True
+                assert self.workers[decision.worker].prepared, "started before it is prepared"
+            case e.Grant():
+                self.granted(decision)
+            case e.Evaluate():
+                self.evaluate(decision)
+            case e.Fence():
+                self.after(self.delay(), lambda: self.fence(decision))
+            case e.Drain():
+                self.tell(decision.worker, self.drain)
+            case e.Freeze():
+                self.shard.frozen = True
+                self.after(self.delay(), lambda: self.feed(e.Frozen()))
+            case e.Thaw():
+                self.after(self.delay(), self.thaw)
+            case e.Export():
+                assert self.shard.frozen, "exported while pushes are taken"
+                self.after(self.delay(), lambda: self.feed(e.Exported()))
+            case e.Record():
+                self.check_record(decision)
+            case e.Finish():
+                self.finish = decision
+
+    def unfenced_writers(self) -> bool:
+        return self.machine.phase is Phase.INITIALISING and bool(self.machine._fences)
+
+    def prepare(self, worker: Worker) -> None:
+        worker.prepared = True
+        answer = e.Prepared(worker.number, worker.incarnation, TENSORS, "float32", self.n, "d")
+        self.send(worker, answer)
+
+    def granted(self, grant: e.Grant) -> None:
+        worker, task = self.workers[grant.worker], grant.task
+        assert worker.started
+        assert not self.shard.frozen, "granted while frozen"
+        assert 0 <= task.start < task.stop <= self.n
+        for tasks in self.unfenced.values():
+            for other in tasks:
+                assert not overlap(task, other), f"{task} overlaps {other}, not fenced yet"
+        for other_worker in self.workers.values():
+            for other in other_worker.tasks:
+                assert not overlap(task, other), f"{task} overlaps {other}, still held"
+        # Held until the *coordinator* has the last report: it is the coordinator's view we check.
+        worker.tasks.append(task)
+        self.tell(grant.worker, self.work)
+
+    def evaluate(self, evaluate: e.Evaluate) -> None:
+        assert self.workers[evaluate.worker].started
+        assert not self.evaluating, "two evaluations at once"
+        assert evaluate.frozen == self.shard.frozen
+        self.evaluating[evaluate.evaluation_id] = evaluate.worker
+
+        def hear(worker: Worker) -> None:
+            worker.evaluations.append(evaluate)
+            self.work(worker)
+
+        self.tell(evaluate.worker, hear)
+
+    def fence(self, fence: e.Fence) -> None:
+        self.shard.fence[fence.worker] = max(self.shard.fence[fence.worker], fence.incarnation)
+
+        def fenced() -> None:
+            self.unfenced.pop((fence.worker, fence.incarnation), None)
+            self.feed(e.Fenced(fence.worker, fence.incarnation))
+
+        self.after(self.delay(), fenced)
+
+    def thaw(self) -> None:
+        self.shard.frozen = False
+        self.feed(e.Thawed())
+
+    def drain(self, worker: Worker) -> None:
+        worker.drain = True
+        self.work(worker)
+
+    def check_record(self, record: e.Record) -> None:
+        line = record.fields
+        if line["kind"] != "epoch":
+            return
+        applied = [self.shard.applied[line["epoch"], i] for i in range(self.n)]
+        assert min(applied) >= 1, f"epoch {line['epoch']} lost {applied.count(0)} positions"
+        assert line["distinct"] == self.n <= line["examples"]
+        if not self.deaths:
+            assert max(applied) == 1
+            assert line["examples"] == self.n
+
+    # ── a worker ───────────────────────────────────────────────────────────────────────────────
+
+    def work(self, worker: Worker) -> None:
+        """Go on with whatever is next: an evaluation, the drain, a batch."""
+        if worker.busy or worker.dead:
+            return
+        if worker.evaluations:
+            self.busy(worker, 0.05 * self.random.random(), lambda: self.evaluated(worker))
+        elif worker.drain:
+            self.finish_drain(worker)
+        elif worker.tasks:
+            self.busy(worker, worker.batch_s, lambda: self.computed(worker))
+
+    def busy(self, worker: Worker, for_s: float, then: Callable[[], None]) -> None:
+        worker.busy = True
+
+        def done() -> None:
+            worker.busy = False
+            if not worker.dead:
+                then()
+                self.work(worker)
+
+        self.after(for_s, done)
+
+    def evaluated(self, worker: Worker) -> None:
+        evaluate = worker.evaluations.pop(0)
+        if not worker.cut:
+            self.quality = min(1.0, self.quality + 0.2 * self.random.random())
+        accuracy = self.quality - (0.3 * self.random.random() if evaluate.frozen else 0.0)
+        metrics = {"accuracy": accuracy, "loss": 1 - accuracy}
+        answer = e.Evaluated(
+            worker.number, worker.incarnation, evaluate.evaluation_id, metrics
+        )
+        self.send(worker, answer)
+
+    def computed(self, worker: Worker) -> None:
+        task = worker.tasks[0]
+        worker.at = min(task.stop, max(worker.at, task.start) + self.batch)
+        worker.unreported += 1
+        ended = worker.at == task.stop
+        if ended or self.random.random() < 0.6:
+            self.push(worker)
+        if ended or self.random.random() < 0.5:
+            self.report(worker)
+        if ended:
+            worker.tasks.pop(0)
+            worker.at = worker.pushed = 0
+
+    def push(self, worker: Worker) -> None:
+        task = worker.tasks[0]
+        begin = max(worker.pushed, task.start)
+        positions = [(task.epoch, i) for i in range(begin, worker.at)]
+        if self.shard.push(worker, positions):
+            worker.pushed = worker.at
+        else:
+            worker.dead = True
+
+    def report(self, worker: Worker) -> None:
+        task, steps = worker.tasks[0], worker.unreported
+        worker.unreported = 0
+        computed = max(worker.at, task.start)
+        reported = self.reported.setdefault((worker.number, worker.incarnation, task.id), 0)
+        examples = computed - task.start - reported
+        self.reported[worker.number, worker.incarnation, task.id] += examples
+        self.send(
+            worker,
+            e.Report(
+                worker.number,
+                worker.incarnation,
+                task.id,
+                done_upto=max(worker.pushed, task.start),
+                steps=steps,
+                examples=examples,
+                loss_sum=float(examples),
+                loss_count=examples,
+                compute_s=steps * worker.batch_s,
+            ),
+        )
+
+    def finish_drain(self, worker: Worker) -> None:
+        if worker.tasks and worker.at > 0:
+            self.push(worker)
+            self.report(worker)
+        worker.tasks.clear()
+        worker.at = worker.pushed = 0
+        worker.drain = False
+        self.send(worker, e.Drained(worker.number, worker.incarnation))
+
+    @property
+    def reported(self) -> dict[tuple[int, int, int], int]:
+        return self.__dict__.setdefault("_reported", {})
+
+
+def overlap(one: e.Task, other: e.Task) -> bool:
+    return one.epoch == other.epoch and one.start < other.stop and other.start < one.stop
+
+
+def check(seed: int) -> e.Finish:
+    """One schedule, with what must be true at its end."""
+    simulation = Simulation(seed)
+    finish = simulation.run()
+    until = simulation.settings.until
+    judged = simulation.frozen_metrics
+    if finish.outcome == "converged":
+        assert judged is not None
+        assert not convergence.targets(until) or convergence.holds(until, judged)
+        assert finish.exported
+        assert finish.metrics == judged
+    else:
+        assert finish.outcome == "stopped"
+        limit = convergence.limit(
+            until, epochs=finish.epochs, steps=finish.steps, elapsed_s=finish.seconds + 0.2
+        )
+        assert simulation.stopped or limit
+    if until.max_epochs is not None and not simulation.stopped:
+        assert finish.epochs <= until.max_epochs
+    if until.max_steps is not None and not simulation.deaths:
+        assert finish.steps <= until.max_steps
+    return finish
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_schedules(part: int) -> None:
+    outcomes: Counter[str] = Counter()
+    for seed in range(part * 500, part * 500 + 500):
+        try:
+            outcomes[check(seed).outcome] += 1
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+    assert outcomes["converged"] > 50
+    assert outcomes["stopped"] > 50
