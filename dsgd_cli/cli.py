@@ -1,0 +1,341 @@
+"""The command line: one short function per command; each imports its work inside its body.
+
+Commands raise DsgdError; `main` alone prints it and turns it into the exit code. Nothing heavy is
+imported before a command is known, so that `dsgd --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dsgd_cli import __version__
+from dsgd_cli.contract.errors import DsgdError
+
+if TYPE_CHECKING:
+    from dsgd_cli.console import Console
+    from dsgd_cli.contract.spec import ClusterSpec
+    from dsgd_cli.launcher.phases import Phases
+
+DEFAULT_FILE = "cluster.yaml"
+Command = Callable[..., Any]
+
+file_argument = click.argument("file", default=DEFAULT_FILE, type=click.Path(path_type=Path))
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a field of the file: --set train.batch_size=64 (may be repeated).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask: replace what differs.")
+timeout_option = click.option(
+    "--timeout", type=float, metavar="SECONDS", help="Give up after this time: exit code 124."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dsgd")
+def cli() -> None:
+    """Train on a cluster of machines that you reach over SSH, or on this one.
+
+    \b
+    dsgd init                    write a commented cluster.yaml
+    dsgd train cluster.yaml      start it, train, bring the model home, stop it
+    dsgd train --local 1x2 --model mlp --data digits      needs no file
+    """
+
+
+@cli.command()
+@click.argument("file", default=DEFAULT_FILE, type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+def init(file: Path, force: bool) -> None:
+    """Write a commented cluster description to FILE."""
+    from dsgd_cli.launcher.load import initial_file
+
+    try:
+        with file.open("w" if force else "x") as out:
+            out.write(initial_file())
+    except FileExistsError:
+        raise DsgdError(f"{file} exists", remedy="pass --force to overwrite it") from None
+    except OSError as error:
+        raise DsgdError(f"{file}: {error.strerror}") from None
+    _console(False).note(f"wrote {file}\nnext: dsgd check {file}, then dsgd train {file}")
+
+
+@cli.command()
+@file_argument
+@set_option
+@json_option
+def check(file: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Find all mistakes in FILE. No network; exit code 3 when there are any."""
+    console = _console(as_json)
+    loaded = _load(console, file, overrides)
+    from dsgd_cli.launcher.placement import place
+
+    spec = loaded.spec
+    placed = place(spec)
+    hosts = {item.host for item in placed}
+    if as_json:
+        console.result({"type": "check", "errors": 0, "notes": list(loaded.notes)})
+    else:
+        console.text(
+            f"{file}: ok  cluster {spec.name}: {spec.servers.count} servers and "
+            f"{spec.workers.count} workers on {len(hosts)} host{'s' if len(hosts) > 1 else ''}"
+        )
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of the cluster description, for editors."""
+    from dsgd_cli.launcher.load import json_schema
+
+    _console(False).text(json_schema())
+
+
+@cli.command()
+@file_argument
+@set_option
+@json_option
+@yes_option
+@timeout_option
+def up(
+    file: Path, overrides: Sequence[str], as_json: bool, yes: bool, timeout: float | None
+) -> None:
+    """Start the cluster of FILE, or what is missing of it. Twice is the same as once."""
+    console = _console(as_json)
+    phases = _phases()
+    with phases("check"):
+        spec = _load(console, file, overrides).spec
+    from dsgd_cli.launcher.commands import start
+
+    report = start(spec, console, phases, confirm=_confirm(yes), timeout_s=timeout)
+    if as_json:
+        console.result(report)
+        return
+    console.text(console.table(("PROCESS", "HOST", "PID", "ADDRESS"), report["table"]))
+    console.note(str(report["said"]))
+    console.note(f"next: dsgd train {file} · dsgd status {file} · dsgd down {file}")
+
+
+@cli.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@set_option
+@json_option
+@yes_option
+@timeout_option
+@click.option("--local", metavar="SxW", help="No file: S servers and W workers on this machine.")
+@click.option("--model", metavar="MODEL", help="The model: mlp, softmax, or path/to/model.py.")
+@click.option("--data", metavar="DATA", help="The data: digits, or path/to/data.py.")
+@click.option("--keep", is_flag=True, help="Leave the cluster up afterwards.")
+@click.option(
+    "--allow-unconverged", is_flag=True, help="A limit that comes before the target is exit code 0."
+)
+@click.option(
+    "--runs", default="runs", type=click.Path(path_type=Path), help="Where results go: runs/."
+)
+def train(
+    file: Path | None,
+    overrides: Sequence[str],
+    as_json: bool,
+    yes: bool,
+    timeout: float | None,
+    local: str | None,
+    model: str | None,
+    data: str | None,
+    keep: bool,
+    allow_unconverged: bool,
+    runs: Path,
+) -> None:
+    """Start the cluster, train, bring the model home, and take everything down."""
+    console = _console(as_json)
+    phases = _phases()
+    with phases("check"):
+        spec = _spec_of_train(console, file, overrides, local, model, data)
+    from dsgd_cli.launcher.train import Options
+    from dsgd_cli.launcher.train import train as run
+
+    options = Options(
+        keep=keep,
+        allow_unconverged=allow_unconverged,
+        timeout_s=timeout,
+        runs=runs,
+        confirm=_confirm(yes),
+    )
+    result = run(spec, console, options, phases)
+    console.warn(result.warnings)
+    if as_json:
+        console.result(result.summary())
+    else:
+        console.summary(result.summary(), result.receipt, result.kept)
+    if result.error is not None:
+        raise result.error
+
+
+@cli.command()
+@file_argument
+@set_option
+@json_option
+def status(file: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Show what runs, and until when."""
+    console = _console(as_json)
+    spec = _load(console, file, overrides).spec
+    from dsgd_cli.launcher.commands import look
+
+    report = look(spec, console)
+    if as_json:
+        console.result(report.as_json())
+    else:
+        console.text(console.table(report.HEAD, report.rows))
+        console.note(report.said)
+    report.check()
+
+
+@cli.command()
+@file_argument
+@set_option
+@json_option
+@click.option("-f", "--follow", is_flag=True, help="Wait for more lines; Ctrl-C leaves the view.")
+@click.option("--role", multiple=True, metavar="ROLE", help="worker, worker/3, server, …")
+@click.option("--host", multiple=True, metavar="HOST", help="Only the processes of this host.")
+@click.option("--tail", default="100", metavar="N", help="The last N lines of each, or `all`.")
+def logs(
+    file: Path,
+    overrides: Sequence[str],
+    as_json: bool,
+    follow: bool,
+    role: Sequence[str],
+    host: Sequence[str],
+    tail: str,
+) -> None:
+    """Show what the processes of a running cluster printed."""
+    if tail != "all" and not tail.isdigit():
+        raise click.BadParameter("give a number of lines, or `all`", param_hint="--tail")
+    console = _console(as_json)
+    spec = _load(console, file, overrides).spec
+    from dsgd_cli.launcher.commands import show_logs
+
+    show_logs(spec, console, follow=follow, roles=role, hosts=host, tail=tail)
+
+
+@cli.command()
+@file_argument
+@set_option
+@json_option
+@click.option("--force", is_flag=True, help="Even when another dsgd holds the cluster.")
+@click.option("--purge", is_flag=True, help="Also remove results that did not come home.")
+def down(
+    file: Path, overrides: Sequence[str], as_json: bool, force: bool, purge: bool
+) -> None:
+    """Stop everything of the cluster on all hosts, and verify it. Twice is not an error."""
+    console = _console(as_json)
+    spec = _load(console, file, overrides).spec
+    from dsgd_cli.launcher.commands import stop
+
+    receipt = stop(spec, console, force=force, purge=purge)
+    if as_json:
+        console.result(
+            {
+                "type": "down",
+                "stopped": receipt.stopped,
+                "left": list(receipt.left),
+                "results": list(receipt.results),
+            }
+        )
+    else:
+        console.text(f"{spec.name}: {receipt}")
+        for path in receipt.results:
+            console.note(f"not home yet: {path} (remove it with `dsgd down --purge`)")
+    receipt.check()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; print its error, if any; exit with its code."""
+    try:
+        cli.main(args=arguments, prog_name="dsgd", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except DsgdError as error:
+        _last_console().error(error)
+        _leave(error.exit_code)
+    _leave(0)
+
+
+def _leave(code: int) -> None:
+    """Exit without waiting for daemon threads that may hold a lock of stdout."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+_consoles: list[Console] = []
+
+
+def _console(as_json: bool) -> Console:
+    from dsgd_cli.console import Console
+
+    console = Console(as_json)
+    _consoles.append(console)
+    return console
+
+
+def _last_console() -> Console:
+    return _consoles[-1] if _consoles else _console(False)
+
+
+def _phases() -> Phases:
+    from dsgd_cli.launcher.phases import Phases
+
+    return Phases()
+
+
+def _load(console: Console, file: Path, overrides: Sequence[str]) -> Any:
+    from dsgd_cli.launcher.load import load
+
+    loaded = load(file, overrides)
+    for note in loaded.notes:
+        console.note(note)
+    return loaded
+
+
+def _spec_of_train(
+    console: Console,
+    file: Path | None,
+    overrides: Sequence[str],
+    local: str | None,
+    model: str | None,
+    data: str | None,
+) -> ClusterSpec:
+    """The description: a file, or `--local`; `--model` and `--data` override either."""
+    if local is None:
+        extra = [f"train.model={model}"] if model else []
+        extra += [f"train.data={data}"] if data else []
+        return _load(console, file or Path(DEFAULT_FILE), [*overrides, *extra]).spec
+    if file is not None:
+        raise click.UsageError("give a file or --local, not both")
+    from dsgd_cli.launcher.load import local_spec
+
+    return local_spec(local, model or "mlp", data or "digits", overrides).spec
+
+
+def _confirm(yes: bool) -> Callable[[str], bool]:
+    """Ask on a terminal; elsewhere the answer is no unless --yes was given."""
+
+    def ask(question: str) -> bool:
+        return yes or (sys.stdin.isatty() and click.confirm(question, err=True))
+
+    return ask

@@ -1,0 +1,230 @@
+"""All terminal text. Human text goes to stderr, results to stdout, `--json` makes JSON lines.
+
+Under a terminal one live line shows the progress, redrawn at most five times a second, below the
+log lines; without one a plain line is printed every 10 s. What hosts print is shown with control
+characters escaped, so that no log line can move the cursor or write to the clipboard. A terminal
+that has gone away (SIGHUP) is not an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+from dsgd_cli.contract.errors import DsgdError
+
+SCHEMA = {"type": "version", "schema": "dsgd/1"}
+REDRAW_S = 0.2
+PLAIN_S = 10.0
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+COLOURS = {"coordinator": "35", "server": "34", "worker": "36"}
+
+Message = Mapping[str, Any]
+
+
+class Console:
+    """Where a command's text goes. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        as_json: bool = False,
+        out: IO[str] | None = None,
+        err: IO[str] | None = None,
+    ) -> None:
+        self.as_json = as_json
+        self._out = out or sys.stdout
+        self._err = err or sys.stderr
+        self._lock = threading.Lock()
+        self._live = self._err.isatty() and os.environ.get("TERM", "") != "dumb" and not as_json
+        self._colour = _wants_colour(self._err)
+        self._line = ""
+        self._drawn_at = 0.0
+        if as_json:
+            self.result(SCHEMA)
+
+    # -- results: stdout
+
+    def result(self, message: Message) -> None:
+        """One JSON line on stdout."""
+        self._write(self._out, json.dumps(message) + "\n")
+
+    def text(self, text: str) -> None:
+        """A result as text on stdout."""
+        self._write(self._out, text.rstrip("\n") + "\n")
+
+    # -- human text: stderr
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        self._above(printable(text))
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        """Columns, aligned."""
+        lines = [head, *rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
+    def log_line(self, process: str, host: str, line: str, stream: str = "stdout") -> None:
+        """A line that a process printed: `worker/3@gpu2 | ...`."""
+        if self.as_json:
+            self.result({"type": "log", "process": process, "host": host, "line": line})
+            return
+        role = process.split("/")[0]
+        prefix = self._paint(COLOURS.get(role, "0"), f"{process}@{host} | ".rjust(20))
+        self._above(prefix + printable(line))
+
+    def error(self, error: DsgdError) -> None:
+        """The last thing on the screen: what, the evidence, the remedy."""
+        if self.as_json:
+            self.result(
+                {
+                    "type": "error",
+                    "error": type(error).__name__,
+                    "message": error.message,
+                    "details": list(error.details),
+                    "remedy": error.remedy,
+                    "exit_code": error.exit_code,
+                }
+            )
+        lines = [printable(line) for line in error.details]
+        if error.exit_code == 3:  # the mistakes come first, their count last
+            lines.append(printable(error.message))
+        else:
+            lines.insert(0, self._paint("31", "error: ") + printable(error.message))
+        if error.remedy:
+            lines.append(f"fix: {printable(error.remedy)}")
+        self._above("\n".join(lines))
+
+    def warn(self, lines: Sequence[str]) -> None:
+        """What went wrong besides."""
+        for line in lines:
+            self._above(self._paint("33", "warning: ") + printable(line))
+
+    def summary(self, summary: Message, receipt: object, kept: bool) -> None:
+        """The last words of a training."""
+        lines = [summary_line(summary)]
+        if summary.get("model"):
+            lines.append(f"model: {summary['model']}")
+        lines.append(f"metrics and logs: {summary['run_dir']}/")
+        if kept:
+            lines.append("the cluster is still up (--keep): `dsgd down` stops it")
+        elif receipt is not None:
+            lines.append(str(receipt))
+        if not self.as_json:
+            self.text("\n".join(lines))
+
+    # -- progress
+
+    def progress(self, message: Message) -> None:
+        """A training's progress."""
+        if self.as_json:
+            if self._due(1.0):
+                self.result(dict(message))
+        elif self._live:
+            with self._lock:
+                self._line = progress_line(message)
+                if self._due(REDRAW_S):
+                    self._draw()
+        elif self._due(PLAIN_S):
+            self._write(self._err, progress_line(message) + "\n")
+
+    def progress_ends(self) -> None:
+        """Leave the last progress line on the screen."""
+        with self._lock:
+            if self._line:
+                self._draw()
+                self._line = ""
+                self._emit(self._err, "\n")
+
+    def _due(self, every_s: float) -> bool:
+        now = time.monotonic()
+        if now - self._drawn_at < every_s:
+            return False
+        self._drawn_at = now
+        return True
+
+    def _draw(self) -> None:
+        width = shutil.get_terminal_size().columns
+        self._emit(self._err, "\r\x1b[2K" + self._line[: width - 1])
+
+    def _above(self, text: str) -> None:
+        """Print above the live line."""
+        with self._lock:
+            if self._line:
+                self._emit(self._err, "\r\x1b[2K")
+            self._emit(self._err, text + "\n")
+            if self._line:
+                self._draw()
+
+    def _write(self, file: IO[str], text: str) -> None:
+        with self._lock:
+            self._emit(file, text)
+
+    def _emit(self, file: IO[str], text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the terminal or the reader went away
+            file.write(text)
+            file.flush()
+
+    def _paint(self, colour: str, text: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._colour else text
+
+
+def printable(text: str) -> str:
+    """`text` with control characters (but tab and newline) written as escapes."""
+    return CONTROL.sub(
+        lambda match: "\n" if match[0] == "\n" else match[0].encode("unicode_escape").decode(),
+        text,
+    )
+
+
+def progress_line(message: Message) -> str:
+    """`step 1240  epoch 12  41.2k examples/s  loss 0.113  accuracy 0.958  1.8s of 10m`."""
+    parts = [f"step {message.get('step', 0)}", f"epoch {message.get('epoch', 0)}"]
+    parts.append(f"{_short(float(message.get('examples_per_s') or 0))} examples/s")
+    if message.get("loss") is not None:
+        parts.append(f"loss {float(message['loss']):.4f}")
+    if message.get("value") is not None and message.get("metric") not in (None, "loss"):
+        parts.append(f"{message['metric']} {float(message['value']):.4f}")
+    elapsed = f"{float(message.get('elapsed_s') or 0):.1f}s"
+    limits = message.get("limits") or {}
+    parts.append(" ".join([elapsed, *(f"{name} {limit}" for name, limit in limits.items() if limit)]))
+    return "  ".join(parts)
+
+
+def summary_line(summary: Message) -> str:
+    """`converged  accuracy 0.9722  at step 900, epoch 20, in 1.4s   2 workers, 2 servers ...`."""
+    parts = [str(summary["outcome"])]
+    if summary.get("value") is not None:
+        parts.append(f"{summary['metric']} {float(summary['value']):.4f}")
+    if summary.get("loss") is not None and summary.get("metric") != "loss":
+        parts.append(f"loss {float(summary['loss']):.4f}")
+    parts.append(f"at step {summary['steps']} in {summary['seconds']:.1f}s")
+    parts.append(f"{summary['workers']} workers, {summary['servers']} servers")
+    parts.append(f"{summary['batches_per_second']:.0f} batches/s")
+    return "  ".join(parts)
+
+
+def _short(number: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+def _wants_colour(file: IO[str]) -> bool:
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return file.isatty() and os.environ.get("TERM", "") != "dumb"

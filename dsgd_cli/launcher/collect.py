@@ -1,0 +1,109 @@
+"""Bring the result home: slices of the parameters become one `model.safetensors`, logs become files.
+
+The safetensors format is a length, a JSON header and the raw bytes in order; the shards are
+contiguous slices of exactly these bytes, so they are streamed into place without numpy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from dsgd_cli.contract.errors import DsgdError
+from dsgd_cli.launcher.cluster import Cluster
+from dsgd_cli.launcher.parallel import attempt
+from dsgd_cli.launcher.remote import Message, Remote
+
+DTYPES = {"float32": ("F32", 4), "float64": ("F64", 8)}
+
+
+def make_run_dir(name: str, root: Path) -> Path:
+    """A new folder `<root>/<name>-<time>`."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    root.mkdir(parents=True, exist_ok=True)
+    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+        folder = root / f"{name}-{stamp}{suffix}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise DsgdError(f"no free name for a run folder in {root}")
+
+
+def header(layout: Message, metadata: Mapping[str, str]) -> bytes:
+    """The head of a safetensors file for these tensors, in their order."""
+    code, item_bytes = DTYPES[layout["dtype"]]
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, shape in layout["tensors"]:
+        size = math.prod(shape) * item_bytes
+        entries[name] = {"dtype": code, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def fetch_model(
+    remotes: Mapping[str, Remote],
+    host_of: Mapping[str, str],
+    finished: Message,
+    target: Path,
+    metadata: Mapping[str, str],
+) -> None:
+    """Stream the slices of all servers into one file. Raises DsgdError on a damaged slice."""
+    part = target.with_suffix(".part")
+    with part.open("wb") as file:
+        file.write(header(finished["layout"], metadata))
+        for piece in sorted(finished["slices"], key=lambda piece: int(piece["server"])):
+            host = host_of[f"server/{piece['server']}"]
+            digest = hashlib.sha256()
+            remote = remotes[host]
+            size = int(remote.call("send", path=piece["host_path"])["size"])
+            for chunk in remote.raw(size):
+                digest.update(chunk)
+                file.write(chunk)
+            if digest.hexdigest() != piece["sha256"]:
+                raise DsgdError(f"server/{piece['server']}@{host}: its slice came home damaged")
+    part.rename(target)
+    for piece in finished["slices"]:
+        remote = remotes[host_of[f"server/{piece['server']}"]]
+        remote.call("remove", path=piece["host_path"])
+
+
+def fetch_logs(cluster: Cluster, run_dirs: Mapping[str, str], folder: Path) -> dict[str, DsgdError]:
+    """Copy the log files of all processes; the errors of hosts that did not answer."""
+    folder.mkdir(exist_ok=True)
+    by_host: dict[str, list[str]] = {}
+    for item in cluster.placed:
+        by_host.setdefault(item.host, []).append(item.process)
+
+    def one(host: str) -> None:
+        remote = cluster.open(host)
+        try:
+            for process in by_host[host]:
+                _fetch_log(remote, run_dirs[host], process, folder)
+        finally:
+            remote.close()
+
+    hosts = [host for host in by_host if host in run_dirs]
+    return attempt(hosts, one, phase="collect logs", deadline_s=30.0)[1]
+
+
+def _fetch_log(remote: Remote, run_dir: str, process: str, folder: Path) -> None:
+    name = process.replace("/", "-") + ".log"
+    try:
+        size = int(remote.call("send", path=f"{run_dir}/logs/{name}")["size"])
+    except DsgdError:
+        return  # it never wrote anything
+    with (folder / name).open("wb") as file:
+        for chunk in remote.raw(size):
+            file.write(chunk)
+
+

@@ -1,0 +1,260 @@
+"""The commands but `train`: start (`up`), look (`status`), show_logs, stop (`down`)."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from dsgd_cli.contract import names
+from dsgd_cli.contract.errors import DsgdError, HostsFailed, Interrupted, ProcessDied
+from dsgd_cli.contract.spec import ClusterSpec
+from dsgd_cli.launcher.cluster import Cluster
+from dsgd_cli.launcher.down import FORCED_DOWN_S, Receipt, take_down
+from dsgd_cli.launcher.interrupt import FORCED_CODE, Forced, Interrupts
+from dsgd_cli.launcher.observe import ObservedHost, Wanted, observe
+from dsgd_cli.launcher.parallel import attempt
+from dsgd_cli.launcher.phases import Phases
+from dsgd_cli.launcher.remote import Message
+from dsgd_cli.launcher.up import Running, bring_up, started_something
+from dsgd_cli.launcher.watch import Screen
+
+
+def start(
+    spec: ClusterSpec,
+    screen: Screen,
+    phases: Phases,
+    *,
+    confirm: Callable[[str], bool],
+    timeout_s: float | None,
+) -> Message:
+    """`up`: make the cluster run and leave it idle. What a failed start began is taken down."""
+    cluster = Cluster(spec, screen.note)
+    with Interrupts(screen.note, timeout_s) as interrupts:
+        try:
+            running, todo = bring_up(
+                cluster, screen, phase=phases, confirm=confirm, interrupts=interrupts
+            )
+            running.release(spec.idle_timeout_s)
+            report = _started(running, len(todo.starts), phases)
+            running.close()
+            return report
+        except DsgdError as error:
+            if started_something(error):
+                screen.note(f"{spec.name}: {take_down(cluster)}")
+            raise
+        except Forced:
+            receipt = take_down(cluster, grace_s=0.0, deadline_s=FORCED_DOWN_S)
+            raise Interrupted(
+                f"killed by a second Ctrl-C: {receipt}", FORCED_CODE, details=receipt.left
+            ) from None
+        finally:
+            cluster.close()
+
+
+def _started(running: Running, starts: int, phases: Phases) -> Message:
+    spec, placed = running.cluster.spec, running.cluster.placed
+    ends = time.strftime("%H:%M:%S", time.localtime(time.time() + spec.idle_timeout_s))
+    what = f"{starts} started" if starts else "nothing to do"
+    said = f"{spec.name}: {len(placed)}/{len(placed)} running, {what}; ends at {ends} if idle"
+    rows = [
+        (
+            item.process,
+            item.host,
+            str(running.ready[item.process].get("pid", "")),
+            _address(running, item.process),
+        )
+        for item in placed
+    ]
+    return {
+        "type": "up",
+        "cluster": spec.name,
+        "cluster_id": running.cluster_id,
+        "started": starts,
+        "running": len(placed),
+        "phases": phases.rounded(),
+        "said": said,
+        "table": rows,
+    }
+
+
+def _address(running: Running, process: str) -> str:
+    port = running.ready[process].get("port")
+    return f"{running.addresses[running.host_of[process]].advertise}:{port}" if port else "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What `status` found: a row per process, unreachable hosts as errors."""
+
+    HEAD: ClassVar[tuple[str, ...]] = (
+        "ROLE",
+        "HOST",
+        "PID",
+        "STATE",
+        "STEP",
+        "RESTARTS",
+    )
+    cluster: str
+    entries: tuple[Message, ...]
+    errors: dict[str, DsgdError]
+    said: str
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        keys = ("process", "host", "pid", "state", "step", "restarts")
+        return [
+            tuple("-" if entry.get(key) is None else str(entry[key]) for key in keys)
+            for entry in self.entries
+        ]
+
+    def as_json(self) -> Message:
+        return {
+            "type": "status",
+            "cluster": self.cluster,
+            "processes": list(self.entries),
+            "unreachable": {host: error.message for host, error in self.errors.items()},
+            "said": self.said,
+        }
+
+    def check(self) -> None:
+        """Raise for unreachable hosts (exit 4), and for a process that failed (exit 6)."""
+        if self.errors:
+            raise HostsFailed(self.errors)
+        failed = [e for e in self.entries if e["state"] in ("failed", "died")]
+        if failed:
+            first = failed[0]
+            raise ProcessDied(
+                f"{first['process']}@{first['host']} has failed",
+                remedy="`dsgd up` starts it again; `dsgd logs --role` shows what it said",
+            )
+
+
+def look(spec: ClusterSpec, screen: Screen) -> Status:
+    """`status`: ask every host, wait for none of them long. Changes nothing."""
+    cluster = Cluster(spec, screen.note)
+    found: dict[str, tuple[ObservedHost, Message]] = {}
+
+    def one(host: str) -> None:
+        remote = cluster.open(host)
+        seen = observe(remote, spec.name, Wanted())
+        hello: Message = {}
+        if seen.agent_alive:
+            link = remote.attach(spec.name, queue.Queue())
+            hello = link.call("hello", timeout_s=5.0)
+            link.close()
+        else:
+            remote.close()
+        found[host] = (seen, hello)
+
+    try:
+        _, errors = attempt(cluster.used, one, phase="status", deadline_s=20.0)
+    finally:
+        cluster.close()
+    return Status(spec.name, tuple(_entries(cluster, found, errors)), errors, _outlook(found))
+
+
+def _entries(
+    cluster: Cluster,
+    found: dict[str, tuple[ObservedHost, Message]],
+    errors: dict[str, DsgdError],
+) -> list[Message]:
+    entries: list[Message] = []
+    step = _coordinator_step(found)
+    for item in cluster.placed:
+        entry: Message = {"process": item.process, "host": item.host, "state": "absent"}
+        if item.host in errors:
+            entry["state"] = "unreachable"
+        elif item.host in found:
+            seen, hello = found[item.host]
+            state = (hello.get("processes") or {}).get(item.process)
+            if state is not None:
+                entry |= {key: state.get(key) for key in ("pid", "state", "restarts")}
+            elif item.process in seen.processes and not seen.agent_alive:
+                entry["state"] = "died"
+            if item.process == names.COORDINATOR:
+                entry["step"] = step
+        entries.append(entry)
+    return entries
+
+
+def _coordinator_step(found: dict[str, tuple[ObservedHost, Message]]) -> Any:
+    for _, hello in found.values():
+        last = (hello.get("last") or {}).get(names.COORDINATOR) or {}
+        if "progress" in last:
+            return last["progress"].get("step")
+    return None
+
+
+def _outlook(found: dict[str, tuple[ObservedHost, Message]]) -> str:
+    """When it ends by itself, in words."""
+    leases = [hello["lease"] for _, hello in found.values() if hello.get("lease")]
+    if not leases:
+        return "nothing runs"
+    remaining = min(float(lease["remaining_s"]) for lease in leases)
+    at = time.strftime("%H:%M:%S", time.localtime(time.time() + remaining))
+    if any(lease["holder"] == "launcher" for lease in leases):
+        return f"a launcher is at work; if it goes silent, all ends at {at}"
+    return f"idle; ends at {at} unless something is trained before"
+
+
+def show_logs(
+    spec: ClusterSpec,
+    screen: Screen,
+    *,
+    follow: bool,
+    roles: Sequence[str],
+    hosts: Sequence[str],
+    tail: str,
+) -> None:
+    """`logs`: print what the processes wrote. Ctrl-C only leaves the view."""
+    cluster = Cluster(spec, screen.note)
+    by_host: dict[str, list[str]] = {}
+    for item in cluster.placed:
+        if _selected(item.process, roles) and (not hosts or item.host in hosts):
+            by_host.setdefault(item.host, []).append(item.process)
+
+    def one(host: str) -> None:
+        remote = cluster.open(host)
+        for entry in remote.log_lines(
+            cluster=spec.name,
+            processes=by_host[host],
+            tail="all" if tail == "all" else int(tail),
+            follow=follow,
+        ):
+            screen.log_line(entry["process"], host, entry["line"], "stdout")
+        remote.close()
+
+    try:
+        deadline_s = 366 * 86400.0 if follow else 60.0
+        _, errors = attempt(by_host, one, phase="logs", deadline_s=deadline_s)
+    except KeyboardInterrupt:
+        screen.note(f"left the log view; {spec.name} goes on (dsgd logs -f shows it again)")
+        return
+    finally:
+        cluster.close()
+    if errors:
+        raise HostsFailed(errors)
+
+
+def _selected(process: str, roles: Sequence[str]) -> bool:
+    return not roles or process in roles or process.split("/")[0] in roles
+
+
+def stop(
+    spec: ClusterSpec, screen: Screen, *, force: bool, purge: bool
+) -> Receipt:
+    """`down`: stop everything on all hosts and verify it. Raises ClusterHeld unless forced."""
+    cluster = Cluster(spec, screen.note)
+    try:
+        with Interrupts(screen.note):
+            cluster.connect_where_possible()
+            if not force and cluster.coordinator_host in cluster.remotes:
+                cluster.hold()
+            return take_down(cluster, purge=purge)
+    except Forced:
+        raise Interrupted("killed by a second Ctrl-C", FORCED_CODE) from None
+    finally:
+        cluster.close()

@@ -1,0 +1,119 @@
+"""Take a cluster down and verify it from outside: the receipt is not the agent's word.
+
+Two bootstraps on each host: the first stops everything there, a fresh second one looks for what is
+left. Idempotent: nothing there is not an error. A host that does not answer is reported with the
+time at which its own lease ends; all the others are cleaned all the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dsgd_cli.contract.errors import ConnectFailed, DsgdError, TeardownIncomplete
+from dsgd_cli.launcher.cluster import Cluster
+from dsgd_cli.launcher.parallel import attempt
+from dsgd_cli.launcher.remote import Message
+
+GRACE_S = 5.0
+DEADLINE_S = 30.0
+FORCED_DOWN_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a teardown did: counted by the hosts, verified by fresh bootstraps."""
+
+    stopped: int
+    left: tuple[str, ...]  # what is still there, in words; hosts that did not answer
+    unreachable: tuple[str, ...]
+    results: tuple[str, ...]  # results that are not home yet: host:path
+    placed: int
+
+    def __str__(self) -> str:
+        if not self.stopped and not self.left:
+            return "nothing running, 0 left"
+        return f"stopped {self.stopped}/{max(self.placed, self.stopped)}, {len(self.left)} left"
+
+    def check(self) -> None:
+        """Raise TeardownIncomplete unless nothing is left."""
+        if self.left:
+            raise TeardownIncomplete(
+                f"{self}",
+                details=self.left,
+                remedy="`dsgd down` again when the host answers",
+            )
+
+
+def take_down(
+    cluster: Cluster,
+    *,
+    grace_s: float = GRACE_S,
+    deadline_s: float = DEADLINE_S,
+    purge: bool = False,
+    lease_ends: Mapping[str, float | None] | None = None,
+) -> Receipt:
+    """Stop everything that the cluster has on any of its hosts."""
+
+    def one(host: str) -> tuple[Message, Message]:
+        return _take_down_host(cluster, host, grace_s, purge)
+
+    results, errors = attempt(cluster.hosts, one, phase="down", deadline_s=deadline_s)
+    left: list[str] = []
+    for host, (_, found) in results.items():
+        left += [
+            f"{host}: process {entry['pid']} {entry.get('process') or entry.get('cmdline')}"
+            for entry in found["left"]
+        ]
+        left += [f"{host}: {path}" for path in found["files"]]
+    for host, error in errors.items():
+        left.append(_unreachable(cluster, host, error, (lease_ends or {}).get(host)))
+    return Receipt(
+        stopped=sum(int(done["stopped"]) for done, _ in results.values()),
+        left=tuple(left),
+        unreachable=tuple(errors),
+        results=tuple(
+            f"{host}:{entry['path']}"
+            for host, (_, found) in results.items()
+            for entry in found.get("results") or ()
+        ),
+        placed=len(cluster.placed),
+    )
+
+
+def _take_down_host(
+    cluster: Cluster, host: str, grace_s: float, purge: bool
+) -> tuple[Message, Message]:
+    name = cluster.spec.name
+    remote = cluster.remotes.pop(host, None) or cluster.open(host)
+    try:
+        try:
+            done = remote.call("teardown", cluster=name, grace_s=grace_s)
+        except ConnectFailed:  # an old connection, broken meanwhile: once more on a new one
+            remote.close()
+            remote = cluster.open(host)
+            done = remote.call("teardown", cluster=name, grace_s=grace_s)
+        if purge:
+            remote.call("purge", cluster=name)
+    finally:
+        remote.close()
+    fresh = cluster.open(host)
+    try:
+        return done, fresh.call("verify", cluster=name)
+    finally:
+        fresh.close()
+
+
+def _unreachable(cluster: Cluster, host: str, error: DsgdError, ends_at: float | None) -> str:
+    if ends_at is None:  # somebody else's lease: the longest that it can be
+        longest = max(cluster.spec.lease_s, cluster.spec.idle_timeout_s)
+        return (
+            f"{error.message}; what runs there stops by itself by "
+            f"{_clock(time.time() + longest)} at the latest (lease)"
+        )
+    return f"{error.message}; {host} self-stops by {_clock(ends_at)} (lease)"
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))

@@ -1,0 +1,154 @@
+"""Events of the agents -> what they mean. A dead process is a value until it becomes a verdict here.
+
+`Watch.next` hands out what the processes say, one message at a time; on the way it shows log lines,
+notes restarts, and raises when a death ends the run: a server's, the coordinator's, or a worker's
+that its agent has given up on. The first failure is the one that is raised.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from dsgd_cli.contract.errors import DsgdError, ProcessDied
+from dsgd_cli.launcher.remote import Message
+
+
+class Screen(Protocol):
+    """What the launcher shows while it works (see `console`)."""
+
+    def note(self, text: str) -> None: ...
+    def log_line(self, process: str, host: str, line: str, stream: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A message of one process; process "" is the launcher's own (an interrupt)."""
+
+    host: str
+    process: str
+    message: Message
+
+
+class Watch:
+    """The events of a cluster, in the order in which they came."""
+
+    def __init__(
+        self, events: queue.Queue[tuple[str, Message]], screen: Screen, coordinator_host: str
+    ) -> None:
+        self._events = events
+        self._screen = screen
+        self._coordinator_host = coordinator_host
+        self._failures: dict[str, Message] = {}
+        self.ending = False  # deaths are expected now
+
+    def interrupt(self, why: str) -> None:
+        """Hand the main loop an interrupt, in order with everything else."""
+        self._events.put(("", {"event": "interrupt", "why": why}))
+
+    def next(self, timeout_s: float) -> Said | None:
+        """The next message, or None when there is none for `timeout_s`. Raises ProcessDied."""
+        end = time.monotonic() + timeout_s
+        while True:
+            try:
+                host, event = self._events.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                return None
+            said = self._take(host, event)
+            if said is not None:
+                return said
+
+    def _take(self, host: str, event: Message) -> Said | None:
+        kind = event["event"]
+        if kind == "child":
+            return self._child(host, event["process"], event["message"])
+        if kind == "interrupt":
+            return Said("", "", event)
+        if kind == "log":
+            self._screen.log_line(event["process"], host, event["line"], event["stream"])
+        elif kind == "skipped":
+            line = f"... {event['lines']} lines skipped on screen (kept in file)"
+            self._screen.log_line(event["process"], host, line, "stderr")
+        elif kind == "started" and event.get("restarts"):
+            self._screen.note(f"{event['process']}@{host} restarted ({event['restarts']}/5)")
+        elif kind == "exited":
+            self._exited(host, event)
+        elif kind == "lapsed":
+            raise ProcessDied(f"{host}: its agent heard nothing for a lease and stopped everything")
+        elif kind == "lost":
+            self._lost(host)
+        return None
+
+    def _child(self, host: str, process: str, message: Message) -> Said | None:
+        if message.get("type") == "failed":
+            self._failures[process] = message
+        return Said(host, process, message)
+
+    def _lost(self, host: str) -> None:
+        if self.ending:
+            return
+        if host == self._coordinator_host:
+            raise ProcessDied(
+                f"{host}: the connection to the coordinator's host is lost",
+                remedy="what runs there stops by itself when its lease ends",
+            )
+        self._screen.note(f"the connection to {host} is lost; the run goes on without its logs")
+
+    def _exited(self, host: str, event: Message) -> None:
+        process = event["process"]
+        if self.ending or event.get("status") == 0:
+            return
+        error = death(host, event, self._failures.pop(process, None))
+        again = event.get("restart_in_s")
+        if again is None:
+            raise error
+        self._screen.note(
+            f"{error.message}; its agent restarts it in {again:g} s ({event['restarts'] + 1}/5)"
+        )
+
+
+def death(host: str, event: Message, failure: Message | None) -> ProcessDied:
+    """The error for an `exited` event and the process's own last words, if it had any."""
+    process = event["process"]
+    details: list[str] = []
+    if failure is not None and failure.get("traceback"):
+        details += str(failure["traceback"]).rstrip().splitlines()
+    elif event.get("tail"):
+        details += ["its last lines:", *(f"  {line}" for line in event["tail"])]
+    if event.get("oom"):
+        details.append("the kernel killed it because memory ran out")
+    what = how_it_ended(event)
+    if failure is not None:
+        what = f"{failure.get('error')} ({what})"
+    return ProcessDied(f"{process}@{host} (pid {event.get('pid')}) failed: {what}", details=details)
+
+
+def how_it_ended(event: Message) -> str:
+    """`killed by SIGKILL` or `exit status 1`."""
+    if event.get("signal"):
+        return f"killed by {event['signal']}"
+    return f"exit status {event.get('status')}"
+
+
+def run_error(message: Message, hosts: dict[str, str]) -> ProcessDied:
+    """The error for the coordinator's report that a run cannot go on."""
+    process = message.get("process") or "coordinator/0"
+    where = f"{process}@{hosts.get(process, '?')}"
+    details = str(message.get("traceback") or "").rstrip().splitlines()
+    return ProcessDied(f"{where} failed: {message.get('error')}", details=details)
+
+
+def wait_for(
+    watch: Watch, done: Callable[[Said], bool], timeout_s: float, late: Callable[[], DsgdError]
+) -> None:
+    """Read messages until `done` says so; raise `late()` when that takes too long."""
+    end = time.monotonic() + timeout_s
+    while True:
+        said = watch.next(max(0.0, end - time.monotonic()))
+        if said is None:
+            raise late()
+        if done(said):
+            return

@@ -1,0 +1,65 @@
+"""The first signal asks, the second kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from dsgd_cli.contract.errors import Interrupted
+from dsgd_cli.launcher.interrupt import Forced, Interrupts
+
+
+def send(number: signal.Signals = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_the_first_signal_raises_where_the_program_is(number: signal.Signals, code: int) -> None:
+    with Interrupts(print) as interrupts, pytest.raises(Interrupted) as caught:
+        send(number)
+    assert caught.value.exit_code == interrupts.code == code
+
+
+def test_the_first_is_delivered_while_somebody_takes_it_and_the_second_forces() -> None:
+    got: list[str] = []
+    with Interrupts(print) as interrupts:
+        interrupts.deliver = got.append
+        send()
+        assert got == ["Ctrl-C"]
+        with pytest.raises(Forced):
+            send()
+    assert interrupts.code == 131
+
+
+def test_a_held_signal_comes_when_the_block_ends() -> None:
+    steps: list[str] = []
+    with Interrupts(print) as interrupts, pytest.raises(Interrupted):  # noqa: PT012
+        with interrupts.held():
+            send()
+            steps.append("the block goes on")
+        steps.append("never")
+    assert steps == ["the block goes on"]
+
+
+def test_a_timeout_is_the_first_signal_with_its_own_code() -> None:
+    with Interrupts(print, timeout_s=0.01) as interrupts, pytest.raises(Interrupted) as caught:
+        signal.pause()
+    assert caught.value.exit_code == interrupts.code == 124
+
+
+def test_a_stop_from_the_terminal_is_refused() -> None:
+    notes: list[str] = []
+    with Interrupts(notes.append):
+        send(signal.SIGTSTP)
+    assert "refused" in notes[0]
+
+
+def test_handlers_are_restored() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts(print):
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before

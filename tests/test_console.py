@@ -1,0 +1,87 @@
+"""What is shown, and how hostile output is tamed."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from dsgd_cli.console import Console, printable, progress_line
+from dsgd_cli.contract.errors import HostError, SpecError
+
+
+def consoles(as_json: bool = False) -> tuple[Console, io.StringIO, io.StringIO]:
+    out, err = io.StringIO(), io.StringIO()
+    return Console(as_json, out, err), out, err
+
+
+@pytest.mark.parametrize(
+    "evil", ["\x1b]52;c;ZXZpbA==\x07", "\x1b[2J\x1b[1;1H", "a\rb", "\x9b31m", "\x08\x08"]
+)
+def test_no_control_character_of_a_log_line_reaches_the_terminal(evil: str) -> None:
+    console, _, err = consoles()
+    console.log_line("worker/3", "gpu2", f"before{evil}after")
+    shown = err.getvalue().removesuffix("\n")
+    assert shown.isprintable()
+    assert shown.startswith("    worker/3@gpu2 | before")
+    assert shown.endswith("after")
+
+
+def test_tabs_and_letters_pass() -> None:
+    assert printable("a\tb ü 漢") == "a\tb ü 漢"
+
+
+def test_an_error_gives_evidence_and_remedy_last() -> None:
+    console, out, err = consoles()
+    console.error(HostError("gpu1", "no answer", details=["tried twice"], remedy="switch it on"))
+    assert err.getvalue() == "error: gpu1: no answer\ntried twice\nfix: switch it on\n"
+    assert out.getvalue() == ""
+
+
+def test_mistakes_come_first_and_their_count_last() -> None:
+    console, _, err = consoles()
+    console.error(SpecError("1 error in c.yaml", details=["c.yaml:1:1  what", "    1 | x"]))
+    assert err.getvalue() == "c.yaml:1:1  what\n    1 | x\n1 error in c.yaml\n"
+
+
+def test_json_lines_begin_with_the_version_and_carry_errors() -> None:
+    console, out, _ = consoles(as_json=True)
+    console.log_line("worker/0", "local", "hello")
+    console.error(HostError("gpu1", "no answer"))
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert lines[0] == {"type": "version", "schema": "dsgd/1"}
+    assert lines[1] == {"type": "log", "process": "worker/0", "host": "local", "line": "hello"}
+    assert (lines[2]["type"], lines[2]["exit_code"]) == ("error", 4)
+
+
+def test_without_a_terminal_progress_is_a_plain_line_now_and_then() -> None:
+    console, _, err = consoles()
+    for step in range(100):
+        console.progress({"step": step, "epoch": 1})
+    assert err.getvalue().count("\n") == 1
+    assert "\x1b" not in err.getvalue()
+
+
+def test_a_progress_line_says_what_users_ask() -> None:
+    message = {
+        "step": 1240,
+        "epoch": 12,
+        "examples_per_s": 41234.0,
+        "loss": 0.11345,
+        "metric": "accuracy",
+        "value": 0.958,
+        "elapsed_s": 1.83,
+        "limits": {"max_epochs": 50},
+    }
+    assert progress_line(message) == (
+        "step 1240  epoch 12  41.2k examples/s  loss 0.1134  accuracy 0.9580  1.8s max_epochs 50"
+    )
+
+
+def test_a_terminal_that_went_away_is_not_an_error() -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    Console(False, Gone(), Gone()).note("nobody reads this")
