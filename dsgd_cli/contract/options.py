@@ -24,16 +24,16 @@ class Options(BaseModel):
 class Softmax(Options):
     """Softmax regression."""
 
-    l2: Number = Field(default=0.0, ge=0, description="weight of the squared weights in the loss")
+    l2: Number = Field(default=0.0, ge=0, description="the loss has l2 / 2 × weights²")
 
 
 class Mlp(Options):
-    """A multi-layer perceptron with tanh layers and softmax outputs."""
+    """Layers of rectified linear units, then softmax."""
 
     hidden: tuple[Annotated[Whole, Field(ge=1, le=1_000_000)], ...] = Field(
         default=(128,), description="units of each hidden layer"
     )
-    l2: Number = Field(default=0.0, ge=0, description="weight of the squared weights in the loss")
+    l2: Number = Field(default=0.0, ge=0, description="the loss has l2 / 2 × weights²")
 
 
 class Digits(Options):
@@ -76,9 +76,21 @@ class Adam(Options):
 class Npz(Options):
     """Arrays `x` and `y`, and `x_test` and `y_test` when the file has them."""
 
+    test_fraction: Number = Field(
+        default=0.2, gt=0, lt=1, description="held out, where the file has no x_test"
+    )
+
 
 class Csv(Options):
     """One example a row."""
+
+    label: Whole | Annotated[str, Field(strict=True)] = Field(
+        default=-1, description="name or position of the label's column; -1 is the last"
+    )
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = Field(
+        default=",", description="between the cells"
+    )
+    test_fraction: Number = Field(default=0.2, gt=0, lt=1, description="held out")
 
 
 class Downpour(BaseModel):
