@@ -1,0 +1,81 @@
+"""What this host is: python, platform, libc, sizes. Asked once per connection, so it must be quick.
+
+The launcher chooses wheels by these; a field that cannot be known is null, never a guess.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from dsgd_cli.agent import paths, processes
+from dsgd_cli.agent.framing import Message
+
+
+def ready() -> Message:
+    """The few facts of the first line."""
+    return {
+        "python": list(sys.version_info[:3]),
+        "executable": sys.executable,
+        "pid": os.getpid(),
+        "host_id": paths.host_id(),
+        "hostname": os.uname().nodename,
+    }
+
+
+def facts() -> Message:
+    system = os.uname()
+    cache, state = paths.cache(), paths.state()
+    return {
+        "host_id": paths.host_id(),
+        "hostname": system.nodename,
+        "python": list(sys.version_info[:3]),
+        "executable": sys.executable,
+        "implementation": sys.implementation.name,
+        "machine": system.machine,
+        "system": system.sysname,
+        "libc": libc(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "disk_free_bytes": disk_free_bytes(cache),
+        "home": str(paths.home()),
+        "uid": os.getuid(),
+        "user": user(),
+        "ssh_connection": os.environ.get("SSH_CONNECTION"),
+        "cache": str(cache),
+        "state": str(state),
+        "boot_id": processes.boot_id(),
+    }
+
+
+def user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def libc() -> list[str] | None:
+    """["glibc", "2.36"] or ["musl", "1.2"]."""
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+        if name == "glibc":
+            return [name, version]
+    for loader in sorted(Path("/lib").glob("ld-musl-*")):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            said = subprocess.run([str(loader)], capture_output=True, text=True, timeout=5).stderr
+            for line in said.splitlines():
+                if line.startswith("Version "):
+                    return ["musl", line.removeprefix("Version ").strip()]
+    return None
+
+
+def disk_free_bytes(folder: Path) -> int:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,111 @@
+"""Starts the agent of a cluster on this host, detached from the connection that asked for it.
+
+The same stub and payload as for this process, with another entry: nothing needs to be installed.
+The agent forks into a session of its own, takes the run directory's lock, listens, and only then
+answers on the pipe to us; whatever goes wrong before that comes back as its error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from dsgd_cli.agent import bridge, framing, hold, names, observe, paths, payload, processes
+from dsgd_cli.agent.framing import Message, Refused
+
+START_TIMEOUT_S = 15.0
+ANSWER_TIMEOUT_S = 5.0
+
+
+def start_agent(request: Message) -> Message:
+    """{pid} or {pid, already: true}. Refused("busy") when another cluster id lives here."""
+    cluster = names.cluster(request.get("cluster"))
+    cluster_id = names.checked(names.CLUSTER_ID, request.get("cluster_id"), "cluster id")
+    run_dir = paths.run_dir(cluster)
+    agent = observe.agent_of(run_dir)
+    if agent is not None and agent["alive"]:
+        if agent["cluster_id"] != cluster_id:
+            raise Refused("busy", f"another cluster {cluster} runs here", agent=agent)
+        ask(run_dir, {"id": 0, "do": "hello"}, ANSWER_TIMEOUT_S)
+        return {"pid": agent["pid"], "already": True}
+    clear(run_dir)
+    config = {**request, "run_dir": str(run_dir)}
+    environment = {name: value for name, value in os.environ.items() if name[:5] != "DSGD_"}
+    environment |= {processes.CLUSTER: cluster, processes.CLUSTER_ID: cluster_id}
+    environment |= {processes.RUN_DIR: str(run_dir), processes.PROCESS: processes.AGENT}
+    python = request.get("python") or sys.executable
+    argv = [str(python), "-I", "-u", "-c", payload.STUB, "dsgd-agent", cluster]
+    return _run(argv, environment, payload.payload("supervisor") + framing.encode(config), run_dir)
+
+
+def _run(argv: list[str], environment: dict[str, str], stdin: bytes, run_dir: Path) -> Message:
+    pipe = subprocess.PIPE
+    try:
+        child = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+    except OSError as error:
+        raise Refused("unfit", f"cannot start {argv[0]}: {error.strerror}") from None
+    try:
+        out, err = child.communicate(stdin, START_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        clear(run_dir)
+        child.communicate()
+        raise Refused("internal", f"the agent did not start in {START_TIMEOUT_S:g} s") from None
+    for line in out.splitlines():
+        with contextlib.suppress(Refused):
+            said = framing.decode(line)
+            if "error" in said:
+                raise Refused(**said["error"])
+            return dict(said["ok"])
+    raise Refused("internal", "the agent did not start: " + err.decode("utf-8", "replace")[-2000:])
+
+
+def clear(run_dir: Path) -> None:
+    """End and remove what a dead agent left. The launcher's lock stays: it may be ours."""
+    processes.end_all(lambda: members(run_dir), grace_s=1.0)
+    with contextlib.suppress(FileNotFoundError):
+        paths.socket_path(run_dir).unlink()
+    for entry in run_dir.iterdir() if run_dir.is_dir() else ():
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != hold.LOCK:
+            entry.unlink(missing_ok=True)
+
+
+def members(run_dir: Path) -> set[tuple[int, int]]:
+    """(pid, start time) of all that belongs to the cluster: by its files, and by a sweep."""
+    known = [observe.agent_of(run_dir), *observe.processes_of(run_dir).values()]
+    found = {(member.pid, member.start_time) for member in processes.sweep(run_dir)}
+    for entry in known:
+        if entry is not None and entry["alive"]:
+            found.update(processes.session_of(entry["pid"], entry["start_time"]))
+    return found
+
+
+def ask(run_dir: Path, request: Message, timeout_s: float) -> Message:
+    """One command to the agent, and its answer. Refused when it does not answer in time."""
+    with bridge.connect(run_dir, timeout_s) as joined:
+        joined.settimeout(timeout_s)
+        buffer = bytearray()
+        try:
+            joined.sendall(framing.encode(request))
+            while data := joined.recv(65536):
+                for line in framing.split_lines(buffer, data):
+                    said = framing.decode(line)
+                    if said.get("id") == request["id"]:
+                        return _ok(said)
+        except OSError as error:
+            raise Refused("silent", f"the agent does not answer: {error}") from None
+    raise Refused("silent", "the agent ended before it answered")
+
+
+def _ok(said: Message) -> Message:
+    if "error" in said:
+        error: dict[str, Any] = dict(said["error"])
+        raise Refused(error.pop("kind", "internal"), error.pop("message", ""), **error)
+    return dict(said["ok"])
