@@ -73,10 +73,10 @@ def show(value: object, limit: int = 40) -> str:
     return clean if isinstance(value, int) else f"'{clean}'"
 
 
-def explain(model: type[BaseModel], error: ValidationError) -> list[Mistake]:
-    """Every finding of pydantic as a mistake, in the order found."""
+def explain(model: type[BaseModel], error: ValidationError, limit: int = 400) -> list[Mistake]:
+    """Findings of pydantic as mistakes, in the order found; about `limit` of them at most."""
     found: list[Mistake] = []
-    for item in error.errors(include_url=False):
+    for item in error.errors(include_url=False)[:limit]:
         path, kind, context = tuple(item["loc"]), item["type"], item.get("ctx", {})
         if kind == "mistakes":
             found += [m._replace(path=path + m.path) for m in context["mistakes"]]
@@ -122,6 +122,8 @@ def _in_words(path: Path, kind: str, context: Mapping[str, Any], value: object) 
         return Mistake(
             path, f"{show(value)} is out of range", f"it must be {words} {context[name]}"
         )
+    if kind == "too_long":
+        return Mistake(path, "too many entries", f"{context['max_length']} at most")
     if kind == "literal_error":
         names = [part.strip(" '") for part in context["expected"].replace(" or ", ", ").split(",")]
         if isinstance(value, str):
@@ -162,7 +164,7 @@ def _instead(kind: str, value: object) -> str:
         except ValueError:
             return ""
         whole = number.is_integer() and abs(number) < 1e15
-        return f"write {int(number) if whole else number} without quotes or underscores"
+        return f"write {int(number) if whole else number}"
     if kind.startswith("string") and isinstance(value, int | float):
         return f"put it in quotes: '{show(value)}'"
     return ""

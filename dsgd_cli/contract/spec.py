@@ -40,6 +40,7 @@ from dsgd_cli.contract.options import (
 MAX_SERVERS = 1_000
 MAX_WORKERS = 10_000
 MAX_HOSTS = 10_000
+MAX_PATTERNS = 100
 DAY_S = 86_400.0
 DEFAULT_MAX_EPOCHS = 100
 
@@ -225,7 +226,7 @@ def _patterns(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-On = Annotated[tuple[Text, ...], BeforeValidator(_patterns)]
+On = Annotated[tuple[Text, ...], Field(max_length=MAX_PATTERNS), BeforeValidator(_patterns)]
 
 
 def _count_form(value: object, what: str) -> object:

@@ -1,0 +1,95 @@
+"""Which process runs on which host. Pure: the same specification gives the same placement.
+
+Servers and workers are spread in contiguous, even blocks over their hosts, in the order in which
+the hosts are listed; a host's `slots` bounds its workers. The coordinator runs with `server/0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from dsgd_cli.contract.errors import SpecError
+from dsgd_cli.contract.mistakes import Mistake, did_you_mean, show
+from dsgd_cli.contract.names import COORDINATOR, process_name
+from dsgd_cli.contract.spec import ClusterSpec, Host
+from dsgd_cli.launcher.hosts import expand
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One process and the name of its host."""
+
+    process: str
+    host: str
+
+
+def place(spec: ClusterSpec) -> tuple[Placed, ...]:
+    """Every process of the cluster, the coordinator first. Raises SpecError when it cannot be."""
+    wrong = list(mistakes(spec))
+    if wrong:
+        raise SpecError(str(wrong[0]))
+    servers = _spread(spec.servers.count, eligible(spec.hosts, spec.servers.on), None)
+    workers = eligible(spec.hosts, spec.workers.on)
+    placed = [Placed(COORDINATOR, servers[0])]
+    placed += [Placed(process_name("server", i), host) for i, host in enumerate(servers)]
+    where = _spread(spec.workers.count, workers, [host.slots for host in workers])
+    placed += [Placed(process_name("worker", i), host) for i, host in enumerate(where)]
+    return tuple(placed)
+
+
+def mistakes(spec: ClusterSpec) -> Iterator[Mistake]:
+    """Why this specification cannot be placed; paths lead into `spec`."""
+    for role, patterns in (("servers", spec.servers.on), ("workers", spec.workers.on)):
+        for index, pattern in enumerate(patterns):
+            try:
+                matched = eligible(spec.hosts, (pattern,))
+            except ValueError as bad:
+                yield Mistake((role, "on", index), *bad.args)
+                continue
+            if not matched:
+                known = did_you_mean(pattern, [host.name for host in spec.hosts[:20]])
+                yield Mistake((role, "on", index), f"no host matches {show(pattern)}", known)
+                return
+    hosts = eligible(spec.hosts, spec.workers.on)
+    if any(host.slots is None for host in hosts):
+        return
+    slots = sum(host.slots or 0 for host in hosts)
+    if spec.workers.count > slots:
+        what = f"{spec.workers.count} workers, but their hosts have {slots} slots"
+        yield Mistake(("workers", "count"), what, "add hosts or slots, or use fewer workers")
+
+
+def eligible(hosts: Sequence[Host], patterns: Sequence[str]) -> list[Host]:
+    """The hosts whose names match any of the patterns, in their own order; no pattern: all.
+
+    A pattern is a name, a glob (`gpu*`), or a range (`gpu[1-4]`, which is never a glob's set).
+    """
+    if not patterns:
+        return list(hosts)
+    globs = [name for pattern in patterns for name in expand(pattern)]
+    exact = {name for name in globs if "*" not in name and "?" not in name}
+    wild = [name for name in globs if name not in exact]
+    return [
+        host
+        for host in hosts
+        if host.name in exact or any(fnmatchcase(host.name, glob) for glob in wild)
+    ]
+
+
+def _spread(count: int, hosts: Sequence[Host], slots: Sequence[int | None] | None) -> list[str]:
+    """`count` processes in contiguous blocks over the hosts, as even as their slots allow."""
+    limits = list(slots) if slots is not None else [None] * len(hosts)
+    shares = [0] * len(hosts)
+    left = count
+    while left:  # each round fills at least one host or places everything: at most len(hosts)
+        open_hosts = [i for i, limit in enumerate(limits) if limit is None or shares[i] < limit]
+        share, extra = divmod(left, len(open_hosts))
+        for position, i in enumerate(open_hosts):
+            wanted = share + (position < extra)
+            limit = limits[i]
+            given = wanted if limit is None else min(wanted, limit - shares[i])
+            shares[i] += given
+            left -= given
+    return [host.name for host, share in zip(hosts, shares, strict=True) for _ in range(share)]
