@@ -9,6 +9,7 @@ positions are acknowledged. This module knows workers by number only; who lives 
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -205,7 +206,7 @@ class TaskQueue:
         if wanted < share:
             free = first_free + sum(stop - start for start, stop in epoch.free)
             wanted = min(wanted, max(wanted / 4, free * fair))
-        batches = max(1, -(-int(min(wanted, share)) // self.batch_size))
+        batches = max(1, math.ceil(min(wanted, share) / self.batch_size))
         size = batches * self.batch_size
         # A sliver would cost a whole grant: it goes with what is before it.
         return first_free if first_free - size < size / 4 else size

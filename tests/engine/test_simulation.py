@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -17,14 +16,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from dsgd_cli.engine import convergence, events as e
+from dsgd_cli.engine import convergence, training
+from dsgd_cli.engine import events as e
 from dsgd_cli.engine.members import Member, Members, MemberState
 from dsgd_cli.engine.tasks import Remainder, TaskQueue
 from dsgd_cli.engine.training import Phase, Training
 
 TENSORS = (("W", (4, 2)),)
 LAST_FAULT_S = 3.0
-END_S = 120.0
+END_S = 1000.0
 
 
 @dataclass
@@ -336,9 +336,7 @@ class Simulation:
             self.quality = min(1.0, self.quality + 0.2 * self.random.random())
         accuracy = self.quality - (0.3 * self.random.random() if evaluate.frozen else 0.0)
         metrics = {"accuracy": accuracy, "loss": 1 - accuracy}
-        answer = e.Evaluated(
-            worker.number, worker.incarnation, evaluate.evaluation_id, metrics
-        )
+        answer = e.Evaluated(worker.number, worker.incarnation, evaluate.evaluation_id, metrics)
         self.send(worker, answer)
 
     def computed(self, worker: Worker) -> None:
@@ -417,7 +415,7 @@ def check(seed: int) -> e.Finish:
     else:
         assert finish.outcome == "stopped"
         limit = convergence.limit(
-            until, epochs=finish.epochs, steps=finish.steps, elapsed_s=finish.seconds + 0.2
+            until, epochs=finish.epochs, steps=finish.steps, elapsed_s=simulation.now
         )
         assert simulation.stopped or limit
     if until.max_epochs is not None and not simulation.stopped:
@@ -437,3 +435,140 @@ def test_schedules(part: int) -> None:
             raise AssertionError(f"seed {seed}: {error}") from error
     assert outcomes["converged"] > 50
     assert outcomes["stopped"] > 50
+
+
+# ── planted mistakes ───────────────────────────────────────────────────────────────────────────
+
+
+def lease_again_before_the_fence(patch: pytest.MonkeyPatch) -> None:
+    lost = Training._lost
+
+    def mutant(self: Training, member: Member) -> None:
+        lost(self, member)
+        self._fenced(e.Fenced(member.worker, member.incarnation + 1))
+
+    patch.setattr(Training, "_lost", mutant)
+
+
+def listen_to_the_dead(patch: pytest.MonkeyPatch) -> None:
+    def mutant(self: Members, worker: int, incarnation: int | None = None) -> Member | None:
+        return self._living.get(worker)
+
+    patch.setattr(Members, "living", mutant)
+
+
+def forget_the_remainder(patch: pytest.MonkeyPatch) -> None:
+    leave = TaskQueue.leave
+
+    def mutant(self: TaskQueue, worker: int) -> tuple[Remainder, ...]:
+        return leave(self, worker)[1:]
+
+    patch.setattr(TaskQueue, "leave", mutant)
+
+
+def give_the_whole_task_back(patch: pytest.MonkeyPatch) -> None:
+    def mutant(self: TaskQueue, worker: int) -> tuple[Remainder, ...]:
+        leases = self._leases.get(worker, {})
+        tasks = [lease.task for lease in leases.values()]
+        leases.clear()
+        return tuple(Remainder(task.epoch, task.start, task.stop) for task in tasks)
+
+    patch.setattr(TaskQueue, "withdraw", mutant)
+
+
+def wait_for_a_dead_worker_to_drain(patch: pytest.MonkeyPatch) -> None:
+    lost = Training._lost
+
+    def mutant(self: Training, member: Member) -> None:
+        draining = set(self._draining)
+        lost(self, member)
+        self._draining = draining
+
+    patch.setattr(Training, "_lost", mutant)
+
+
+def lose_a_dead_evaluators_evaluation(patch: pytest.MonkeyPatch) -> None:
+    lost = Training._lost
+
+    def mutant(self: Training, member: Member) -> None:
+        evaluation = self._evaluation
+        lost(self, member)
+        self._evaluation = evaluation
+
+    patch.setattr(Training, "_lost", mutant)
+
+
+def believe_the_moving_vector(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Training, "_verdict", lambda self, ending: self._export())
+
+
+def freeze_without_draining(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Training, "_leave_training", lambda self, ending: self._freeze())
+
+
+def keep_what_a_drained_worker_dropped(patch: pytest.MonkeyPatch) -> None:
+    def mutant(self: Training, member: Member) -> None:
+        self._draining.discard(member.worker)
+
+    patch.setattr(Training, "_drained", mutant)
+
+
+def evaluate_twice_at_once(patch: pytest.MonkeyPatch) -> None:
+    original = Training._training
+
+    def mutant(self: Training) -> None:
+        original(self)
+        if self._phase is Phase.TRAINING and self._schedule.due(**self._reached()):
+            self._evaluate(frozen=False)
+
+    patch.setitem(training._STEPS, Phase.TRAINING, mutant)
+
+
+def start_before_the_model_is_loaded(patch: pytest.MonkeyPatch) -> None:
+    def mutant(self: Members, state: MemberState) -> list[Member]:
+        hidden = (MemberState.PREPARED, MemberState.PREPARING)
+        wanted = hidden if state is MemberState.PREPARED else (state,)
+        return [member for member in self.every() if member.state in wanted]
+
+    patch.setattr(Members, "who", mutant)
+
+
+def overrun_max_steps(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Training, "_batches_left", lambda self, queue: None)
+
+
+def finish_twice(patch: pytest.MonkeyPatch) -> None:
+    finish = Training._finish
+
+    def mutant(self: Training) -> None:
+        finish(self)
+        self._phase = Phase.EXPORTING
+
+    patch.setattr(Training, "_finish", mutant)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        lease_again_before_the_fence,
+        listen_to_the_dead,
+        forget_the_remainder,
+        give_the_whole_task_back,
+        wait_for_a_dead_worker_to_drain,
+        lose_a_dead_evaluators_evaluation,
+        believe_the_moving_vector,
+        freeze_without_draining,
+        keep_what_a_drained_worker_dropped,
+        evaluate_twice_at_once,
+        start_before_the_model_is_loaded,
+        overrun_max_steps,
+        finish_twice,
+    ],
+)
+def test_a_planted_mistake_is_caught(
+    mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutant(monkeypatch)
+    with pytest.raises(AssertionError):
+        for seed in range(600):
+            check(seed)
