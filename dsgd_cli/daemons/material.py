@@ -1,0 +1,81 @@
+"""Model and data of a run, from the run's `train` section: shared by workers and the probe."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsgd_cli.learning.adapters import Model, load_data, load_model
+from dsgd_cli.learning.datasets import Dataset
+
+Files = Mapping[str, "str | None"]
+Tensors = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """What a worker computes with. `dtype` is that of the parameters and of all float data."""
+
+    model: Model
+    data: Dataset
+    dtype: str
+    batch_size: int
+    seed: int
+    digest: str
+
+    def initial(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The first parameters: the same in every process with the same seed."""
+        rng = np.random.default_rng(self.seed)
+        made = self.model.init(rng, self.data.example(self.batch_size))
+        return {name: array.astype(self.dtype, copy=False) for name, array in made.items()}
+
+
+def load(train: Mapping[str, Any], seed: int, files: Files) -> Material:
+    """Raises UserCodeError and SpecError for whatever is wrong with the user's things."""
+    dtype = train["dtype"]
+    paths = {what: _path(train[what], files.get(what)) for what in ("model", "data")}
+    model = load_model(*_reference(train["model"]), paths["model"])
+    data = load_data(*_reference(train["data"]), paths["data"]).as_dtype(dtype)
+    return Material(
+        model=model,
+        data=data,
+        dtype=dtype,
+        batch_size=train["batch_size"],
+        seed=seed,
+        digest=_digest(model, data, paths["model"], seed),
+    )
+
+
+def needs_files(train: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of "model" and "data" the launcher sends along."""
+    return tuple(
+        what for what in ("model", "data") if train[what]["path"] and not train[what]["on_host"]
+    )
+
+
+def tensors(params: Mapping[str, np.ndarray[Any, Any]]) -> Tensors:
+    return tuple((name, array.shape) for name, array in params.items())
+
+
+def _reference(ref: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
+    return ref["kind"], ref["name"], ref["options"]
+
+
+def _path(ref: Mapping[str, Any], sent: str | None) -> Path | None:
+    if not ref["path"]:
+        return None
+    return Path(ref["path"] if ref["on_host"] or sent is None else sent)
+
+
+def _digest(model: Model, data: Dataset, source: Path | None, seed: int) -> str:
+    """Equal on all workers that will compute the same. The first parameters are left out: their
+    last bits may depend on the processor, and one worker alone writes them."""
+    hashed = hashlib.sha256(f"{seed} {model.name} {data.digest()}".encode())
+    if source is not None:
+        hashed.update(source.read_bytes())
+    return hashed.hexdigest()

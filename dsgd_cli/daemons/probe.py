@@ -1,0 +1,52 @@
+"""probe: tries the user's model and data on a host before anything of a run is started.
+
+Loads both, computes the first parameters, one gradient and the metrics, checks names, shapes,
+dtypes and finiteness, says what it found, and exits. No network, no other process.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+from dsgd_cli.daemons import lifecycle
+from dsgd_cli.daemons.lifecycle import Line, Message
+
+
+def probe(line: Line, first: Message) -> None:
+    """The role: {"type": "probed", ...} and status 0, or {"type": "failed", ...} and status 1."""
+    from dsgd_cli.contract.errors import SpecError, UserCodeError
+
+    try:
+        line.send(probed(first))
+    except (UserCodeError, SpecError) as error:
+        text = f"{error.message} ({error.remedy})" if error.remedy else error.message
+        lifecycle.fail(line, text, "user", "\n".join(error.details))
+    except Exception as error:
+        lifecycle.fail(line, lifecycle.one_sentence(error), "internal", traceback.format_exc())
+
+
+def probed(first: Message) -> Message:
+    """What the model and the data are. Raises UserCodeError."""
+    import numpy as np
+
+    from dsgd_cli.daemons import material
+    from dsgd_cli.learning.checks import check_gradients
+    from dsgd_cli.learning.evaluate import evaluate
+
+    found = material.load(first["train"], int(first["seed"]), first.get("files") or {})
+    params = found.initial()
+    data, model = found.data, found.model
+    out = {name: np.zeros_like(array) for name, array in params.items()}
+    size = min(found.batch_size, data.examples)
+    with np.errstate(all="ignore"):
+        loss = model.gradients(params, data.x[:size], data.y[:size], out)
+        check_gradients(params, loss, out)
+        few = slice(0, min(256, len(data.x_test)))
+        metrics = evaluate(model, params, data.x_test[few], data.y_test[few])
+    return {
+        "type": "probed",
+        "tensors": [[name, list(shape)] for name, shape in material.tensors(params)],
+        "examples": data.examples,
+        "dtype": found.dtype,
+        "metrics": sorted(metrics),
+    }

@@ -1,0 +1,245 @@
+"""server/i: holds one shard behind the channels, and does what the coordinator says.
+
+Everything that touches the shard runs on one asyncio loop without a suspension in between: that is
+the lock which exactly-once needs. numpy is imported when the first run is configured, so that the
+process is ready at once. The parameters never touch a disk but through Export.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from dsgd_cli.contract import names
+from dsgd_cli.daemons import lifecycle
+from dsgd_cli.daemons.lifecycle import Line, Message, Setup
+from dsgd_cli.wire import dsgd_pb2 as pb
+from dsgd_cli.wire import identity as ids
+from dsgd_cli.wire.channels.base import Header, HeldShard, Reason, Refused, Shape
+from dsgd_cli.wire.channels.grpc import serve_exchanges
+from dsgd_cli.wire.dsgd_pb2_grpc import ServerServicer, add_ServerServicer_to_server
+
+if TYPE_CHECKING:
+    from dsgd_cli.engine.shard import Shard
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def serve(line: Line, first: Message) -> None:
+    """The role: returns never; ends by signal or by the line's end."""
+    asyncio.run(_serve(line, Setup.of(first)))
+
+
+async def _serve(line: Line, setup: Setup) -> None:
+    _, index = names.split_process(setup.process)
+    identity = ids.Identity(setup.process, setup.cluster_id, **setup.tls)
+    server = ids.make_server(identity)
+    service = Service(setup.cluster_id, index, setup.results, line)
+    add_ServerServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    port = ids.listen(server, identity, setup.bind)
+    await server.start()
+    line.send({"type": "ready", "port": port, "pid": os.getpid()})
+    threading.Thread(target=_warm_up, daemon=True).start()
+    await server.wait_for_termination()
+
+
+def _warm_up() -> None:
+    """Imports what the first Configure needs, while nobody waits for it."""
+    import dsgd_cli.engine.optimizers
+    import dsgd_cli.engine.shard  # noqa: F401
+
+
+class RunShard:
+    """One run's shard as the channels see it: refusals become `Refused`."""
+
+    def __init__(self, shard: Shard, shape: Shape, dtype: Any) -> None:
+        from numpy import frombuffer
+
+        self.shard = shard
+        self.shape = shape
+        self.frozen = False
+        self._dtype = dtype
+        self._frombuffer = frombuffer
+
+    def push(self, header: Header, block: int, data: bytes) -> None:
+        gradient = self._frombuffer(data, self._dtype)
+        route = header.route
+        try:
+            self.shard.apply(route.worker, route.incarnation, header.seq, block, gradient)
+        except Exception as error:
+            raise _refused(error, block) from error
+
+    def write(self, header: Header, block: int, data: bytes) -> None:
+        try:
+            self.shard.write(block, self._frombuffer(data, self._dtype))
+        except Exception as error:
+            raise _refused(error, block) from error
+
+    def read(self, block: int) -> bytes:
+        return bytes(self.shard.read(block))
+
+    def state(self, worker: int, block: int) -> tuple[int, tuple[int, int]]:
+        return self.shard.version(block), self.shard.applied(worker, block)
+
+
+def _refused(error: Exception, block: int) -> Refused:
+    from dsgd_cli.engine import shard as engine
+
+    reasons: tuple[tuple[type[Exception], Reason], ...] = (
+        (engine.Fenced, Reason.FENCED),
+        (engine.OutOfOrder, Reason.OUT_OF_ORDER),
+        (engine.NotFinite, Reason.NOT_FINITE),
+        (engine.Frozen, Reason.FROZEN),
+        (engine.Trained, Reason.OUT_OF_ORDER),
+        (engine.Mismatched, Reason.WRONG_SIZE),
+    )
+    for kind, reason in reasons:
+        if isinstance(error, kind):
+            return Refused(reason, str(error), block)
+    raise error
+
+
+class Service(ServerServicer):
+    """The methods of `dsgd.Server`, and the `Holding` of all carriers."""
+
+    def __init__(self, cluster_id: str, index: int, results: str, line: Line) -> None:
+        self._cluster_id = cluster_id
+        self._index = index
+        self._results = results
+        self._line = line
+        self._epoch = 0
+        self._run: RunShard | None = None
+        self._fences: dict[int, int] = {}
+
+    # ── for the channels ──
+
+    def admit(self, header: Header) -> HeldShard:
+        route = header.route
+        if route.cluster_id != self._cluster_id:
+            raise Refused(Reason.WRONG_CLUSTER, f"this is cluster {self._cluster_id}")
+        if route.shard != self._index:
+            raise Refused(Reason.WRONG_SHARD, f"this is shard {self._index}, not {route.shard}")
+        if self._run is None:
+            raise Refused(Reason.NOT_CONFIGURED, "no run is configured")
+        if route.epoch != self._epoch:
+            raise Refused(Reason.WRONG_EPOCH, f"this is epoch {self._epoch}, not {route.epoch}")
+        oldest = self._fences.get(route.worker, 0)
+        if route.incarnation < oldest:
+            raise Refused(
+                Reason.FENCED,
+                f"incarnation {route.incarnation} of worker/{route.worker} is over: "
+                f"now it is {oldest}",
+            )
+        return self._run
+
+    # ── dsgd.Server ──
+
+    async def Exchange(self, requests: Any, context: Any) -> None:
+        await serve_exchanges(self, context)
+
+    async def Health(self, request: pb.HealthRequest, context: Any) -> pb.HealthReply:
+        return pb.HealthReply(cluster_id=self._cluster_id, shard=self._index, epoch=self._epoch)
+
+    async def Configure(self, request: pb.ConfigureRequest, context: Any) -> pb.ConfigureReply:
+        if request.epoch < self._epoch:
+            await _abort(context, f"epoch {request.epoch} is over, now it is {self._epoch}")
+        if request.epoch > self._epoch:  # else it is a repetition
+            self._run = _run_shard(request)
+            self._epoch = request.epoch
+            self._fences = {}
+        self._fence(request.fences)
+        return pb.ConfigureReply()
+
+    async def Fence(self, request: pb.FenceRequest, context: Any) -> pb.FenceReply:
+        await self._current(request.epoch, context)
+        self._fence({request.worker: request.incarnation})
+        return pb.FenceReply()
+
+    async def Freeze(self, request: pb.FreezeRequest, context: Any) -> pb.FreezeReply:
+        run = await self._current(request.epoch, context)
+        run.shard.freeze()
+        run.frozen = True
+        return pb.FreezeReply()
+
+    async def Thaw(self, request: pb.ThawRequest, context: Any) -> pb.ThawReply:
+        run = await self._current(request.epoch, context)
+        run.shard.thaw()
+        run.frozen = False
+        return pb.ThawReply()
+
+    async def Export(self, request: pb.ExportRequest, context: Any) -> pb.ExportReply:
+        run = await self._current(request.epoch, context)
+        if not run.frozen:
+            await _abort(context, "the shard is not frozen")
+        if RUN_ID.fullmatch(request.run_id) is None:
+            await _abort(context, f"not a run id: {request.run_id!r}")
+        folder = Path(self._results) / request.run_id
+        path = folder / f"server-{self._index}.bin"
+        size, digest = await asyncio.to_thread(export, run.shard, path)
+        return pb.ExportReply(path=str(path), bytes=size, sha256=digest)
+
+    async def RenewLease(self, request: pb.RenewLeaseRequest, context: Any) -> pb.RenewLeaseReply:
+        self._line.send({"type": "lease", "seconds": request.seconds})
+        return pb.RenewLeaseReply()
+
+    def _fence(self, fences: Mapping[int, int]) -> None:
+        assert self._run is not None
+        for worker, incarnation in fences.items():
+            self._fences[worker] = max(incarnation, self._fences.get(worker, 0))
+            self._run.shard.fence(worker, incarnation)
+
+    async def _current(self, epoch: int, context: Any) -> RunShard:
+        if self._run is None or epoch != self._epoch:
+            await _abort(context, f"this is epoch {self._epoch}, not {epoch}")
+        assert self._run is not None
+        return self._run
+
+
+async def _abort(context: Any, why: str) -> None:
+    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, why)
+
+
+def _run_shard(request: pb.ConfigureRequest) -> RunShard:
+    import numpy as np
+
+    from dsgd_cli.engine import optimizers
+    from dsgd_cli.engine.shard import Shard
+
+    values = np.zeros(request.stop - request.start, request.dtype)
+    options = json.loads(request.options_json or "{}")
+    optimizer = optimizers.make(request.optimizer, options, request.dtype)
+    shape = Shape(values.nbytes, request.block_elements * values.itemsize)
+    return RunShard(Shard(values, request.block_elements, optimizer), shape, values.dtype)
+
+
+def export(shard: Shard, path: Path) -> tuple[int, str]:
+    """Writes the shard's raw values, whole or not at all; returns (bytes, sha256)."""
+    lifecycle.private_folder(path.parent)
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    digest = hashlib.sha256()
+    size = 0
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            for block in range(shard.blocks):
+                data = shard.read(block)
+                file.write(data)
+                digest.update(data)
+                size += len(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return size, digest.hexdigest()
