@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from dsgd_cli.contract.errors import DsgdError
 from dsgd_cli.contract.spec import ClusterSpec, Host
+from dsgd_cli.launcher.hosts import with_defaults
 from dsgd_cli.launcher.observe import ObservedHost, Wanted, check_distinct, check_fit, observe
 from dsgd_cli.launcher.parallel import attempt, on_all
 from dsgd_cli.launcher.placement import Placed, place
@@ -29,7 +30,7 @@ class Cluster:
     """The hosts of one description, and the open connections to them."""
 
     def __init__(self, spec: ClusterSpec, say: Callable[[str], None]) -> None:
-        self.spec = spec
+        self.spec = spec = with_defaults(spec)
         self.say = say
         self.placed: tuple[Placed, ...] = place(spec)
         self.hosts: dict[str, Host] = {host.name: host for host in spec.hosts}
@@ -38,7 +39,7 @@ class Cluster:
             item.host for item in self.placed if item.process == "coordinator/0"
         )
         self.transports: dict[str, Transport] = {
-            name: transport_for(host, say) for name, host in self.hosts.items()
+                name: transport_for(host, spec, say) for name, host in self.hosts.items()
         }
         self.remotes: dict[str, Remote] = {}
 
@@ -90,7 +91,7 @@ class Cluster:
             transport.close()
 
 
-def transport_for(host: Host, say: Callable[[str], None]) -> Transport:
+def transport_for(host: Host, spec: ClusterSpec, say: Callable[[str], None]) -> Transport:
     """The road to a host. paramiko is imported only when a host needs it."""
     if host.transport == "local":
         from dsgd_cli.transport.local import LocalTransport
@@ -105,14 +106,15 @@ def transport_for(host: Host, say: Callable[[str], None]) -> Transport:
         user=host.user,
         identity_file=host.identity_file,
         host_key=host.host_key,
-        host_keys=host.host_keys,
+        host_keys=spec.ssh.host_keys,
+        connect_timeout_s=spec.ssh.connect_timeout_s,
         on_accept=say,
     )
 
 
 def python_of(host: Host) -> str:
     """The interpreter that starts things on a host: the launcher's own one on this machine."""
-    return sys.executable if host.transport == "local" else host.python
+    return sys.executable if host.transport == "local" else host.python or "python3"
 
 
 def owner() -> Message:

@@ -31,6 +31,17 @@ class Authority:
     certificate: str
     key: str
 
+    @property
+    def pem(self) -> str:
+        """Certificate and key in one text, as the coordinator's host keeps it."""
+        return self.certificate + self.key
+
+    @classmethod
+    def from_pem(cls, cluster_id: str, text: str) -> Authority:
+        """The authority whose `pem` this is."""
+        certificate, begin, rest = text.partition("-----BEGIN PRIVATE KEY-----")
+        return cls(cluster_id, certificate, begin + rest)
+
     def issue(self, process: str) -> dict[str, str]:
         """A new key and certificate for `worker/3`: {"ca", "cert", "key"}, PEM text."""
         ca = x509.load_pem_x509_certificate(self.certificate.encode())

@@ -27,7 +27,6 @@ from dsgd_cli.launcher.watch import Said, Screen, Watch, wait_for
 
 START_TIMEOUT_S = 30.0
 CA_KEY = "ca.key"
-CA_CERTIFICATE = "ca.pem"
 
 
 @dataclass
@@ -229,15 +228,10 @@ def _authority(running: Running) -> Authority:
     """The cluster's CA: a new one, or the one that the coordinator's host keeps."""
     link = running.links[running.cluster.coordinator_host]
     try:
-        return Authority(
-            running.cluster_id,
-            link.call("get_secret", name=CA_CERTIFICATE)["text"],
-            link.call("get_secret", name=CA_KEY)["text"],
-        )
+        return Authority.from_pem(running.cluster_id, link.call("get_secret", name=CA_KEY)["text"])
     except HostError:
         authority = make_authority(running.cluster_id)
-        link.call("put_secret", name=CA_CERTIFICATE, text=authority.certificate)
-        link.call("put_secret", name=CA_KEY, text=authority.key)
+        link.call("put_secret", name=CA_KEY, text=authority.pem)
         return authority
 
 
