@@ -120,7 +120,7 @@ def _in_words(path: Path, kind: str, context: Mapping[str, Any], value: object) 
     if kind in bounds:
         words, name = bounds[kind]
         return Mistake(
-            path, f"{show(value)} is out of range", f"it must be {words} {context[name]}"
+            path, f"{show(value)} is out of range", f"it must be {words} {show(context[name])}"
         )
     if kind == "too_long":
         return Mistake(path, "too many entries", f"{context['max_length']} at most")

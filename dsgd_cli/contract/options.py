@@ -9,10 +9,24 @@ options without numpy. Bounds are only here: the factories trust what passed.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from dsgd_cli.contract.mistakes import mistake, show
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Whole = Annotated[int, Field(strict=True)]
+
+
+def _column(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise mistake(f"expected a column, found {show(value)}", "write its name or its position")
+    return value
+
+
+def _one_character(text: str) -> str:
+    if len(text) != 1 or text in '"\r\n':
+        raise mistake(f"{show(text)} is not a delimiter", "write one character, such as ','")
+    return text
 
 
 class Options(BaseModel):
@@ -74,23 +88,23 @@ class Adam(Options):
 
 
 class Npz(Options):
-    """Arrays `x` and `y`, and `x_test` and `y_test` when the file has them."""
+    """Arrays `x`, `y`, `x_test` and `y_test` of a numpy file."""
 
     test_fraction: Number = Field(
-        default=0.2, gt=0, lt=1, description="held out, where the file has no x_test"
+        default=0.2, gt=0, lt=1, description="held out when the file has no `x_test`"
     )
 
 
 class Csv(Options):
-    """One example a row."""
+    """One example a row; columns are numbers, but for the label."""
 
-    label: Whole | Annotated[str, Field(strict=True)] = Field(
+    label: Annotated[str | int, BeforeValidator(_column)] = Field(
         default=-1, description="name or position of the label's column; -1 is the last"
     )
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = Field(
-        default=",", description="between the cells"
+    delimiter: Annotated[str, AfterValidator(_one_character)] = Field(
+        default=",", description="what stands between the cells"
     )
-    test_fraction: Number = Field(default=0.2, gt=0, lt=1, description="held out")
+    test_fraction: Number = Field(default=0.2, gt=0, lt=1, description="part that is held out")
 
 
 class Downpour(BaseModel):

@@ -19,9 +19,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     ValidationError,
     model_validator,
 )
+from pydantic_core import core_schema
 
 from dsgd_cli.contract import names
 from dsgd_cli.contract.durations import format_duration, parse_duration, parse_every
@@ -53,6 +56,7 @@ PYTHON = r"[A-Za-z0-9._/+][A-Za-z0-9._/+-]{0,254}"
 HOST_KEY = r"SHA256:[A-Za-z0-9+/]{43}=?"
 ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,254}"
 MODULE = r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.[A-Za-z_][A-Za-z0-9_]{0,99}){0,20}"
+DURATION = r"^([0-9]+(\.[0-9]+)? *(ms|s|m|h|d) *)+$"  # for editors; `parse_duration` decides
 ON_HOST = "host:"  # in front of a path: it is on the hosts already
 
 
@@ -103,26 +107,39 @@ def _address(text: str) -> str:
     raise mistake(what, "write a host name or an IP address")
 
 
-def _between(low_s: float, high_s: float) -> BeforeValidator:
-    """A duration within bounds, as seconds."""
+class Seconds:
+    """A duration within bounds, written `15s` or as a number; marks its fields as durations."""
 
-    def check(value: object) -> object:
+    def __init__(self, low_s: float, high_s: float) -> None:
+        self.low_s = low_s
+        self.high_s = high_s
+
+    def check(self, value: object) -> object:
         seconds = value
         if isinstance(value, str):
             try:
                 seconds = parse_duration(value)
             except ValueError as why:
                 raise mistake(f"{show(value)} is not a duration", str(why)) from None
+        if value is None:
+            return value
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-            if value is None:
-                return value
             raise mistake(f"expected a duration, found {show(value)}", "write 15s, 10m or 1h")
-        if not low_s <= seconds <= high_s:
-            low, high = format_duration(low_s), format_duration(high_s)
+        if not self.low_s <= seconds <= self.high_s:
+            low, high = format_duration(self.low_s), format_duration(self.high_s)
             raise mistake(f"{show(value)} is out of range", f"it must be between {low} and {high}")
         return float(seconds)
 
-    return BeforeValidator(check)
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        number = {"type": "number", "minimum": self.low_s, "maximum": self.high_s}
+        return {"anyOf": [number, {"type": "string", "pattern": DURATION}]}
 
 
 Text = Annotated[str, AfterValidator(_printable)]
@@ -210,7 +227,7 @@ class Ssh(Tree):
     host_keys: Literal["strict", "accept-new"] = Field(
         default="strict", description="unknown host keys: refuse, or accept and print them"
     )
-    connect_timeout: Annotated[float, _between(0.1, 600)] = Field(
+    connect_timeout: Annotated[float, Seconds(0.1, 600)] = Field(
         default=10.0, description="how long connecting to a host may take"
     )
 
@@ -521,7 +538,7 @@ class Until(Tree):
     max_steps: Annotated[Whole, Field(ge=1, le=10**15)] | None = Field(
         default=None, description="limit: steps of all workers together"
     )
-    max_time: Annotated[float, _between(0.1, 365 * DAY_S)] = Field(
+    max_time: Annotated[float, Seconds(0.1, 365 * DAY_S)] = Field(
         default=DAY_S, description="limit: time since the first worker started"
     )
 
@@ -607,10 +624,10 @@ class ClusterSpec(Tree):
     )
     servers: Servers = Field(default={}, validate_default=True, description="a number or a mapping")
     workers: Workers = Field(default={}, validate_default=True, description="a number or a mapping")
-    lease: Annotated[float, _between(1, DAY_S)] = Field(
+    lease: Annotated[float, Seconds(1, DAY_S)] = Field(
         default=15.0, description="a launcher that is silent for so long is gone, and its run stops"
     )
-    idle_timeout: Annotated[float, _between(1, 30 * DAY_S)] = Field(
+    idle_timeout: Annotated[float, Seconds(1, 30 * DAY_S)] = Field(
         default=3600.0, description="after `up`, an idle cluster takes itself down after this"
     )
     train: Train = Field(default={}, validate_default=True, description="what to train")
