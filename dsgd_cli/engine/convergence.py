@@ -90,7 +90,7 @@ def limits(until: Until) -> dict[str, float]:
 
 
 def diverged_gradients(streaks: Sequence[Streak]) -> str | None:
-    """`streaks`: one for each living worker that has computed something."""
+    """`streaks`: of each living worker that has computed something or is about to."""
     if not streaks or any(streak.count < STREAK for streak in streaks):
         return None
     last = max(streaks, key=lambda streak: streak.step)

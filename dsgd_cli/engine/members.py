@@ -71,7 +71,3 @@ class Members:
     def take_turn(self, member: Member) -> None:
         self._turns += 1
         member.turn = self._turns
-
-    def streaks(self) -> list[Streak]:
-        """Of those that have computed something."""
-        return [member.streak for member in self.every() if member.steps > 0]

@@ -126,7 +126,7 @@ class TaskQueue:
 
     def held(self, worker: int) -> int:
         """How many tasks the worker holds."""
-        return len(self._leases[worker])
+        return len(self._leases.get(worker, ()))
 
     def outstanding_batches(self) -> int:
         """Batches in all leases that are not acknowledged yet."""

@@ -244,12 +244,12 @@ class Training:
     def _prepared(self, member: Member, event: Prepared) -> None:
         if member.state is not MemberState.PREPARING:
             return
+        if self._reference is not None and (what := _difference(self._reference, event)):
+            self._end(Why.FAILED, what, Failure(process_name("worker", event.worker), what))
+            return
         member.state = MemberState.PREPARED
         if self._reference is None:
             self._first_prepared(event)
-        elif difference := _difference(self._reference, event):
-            process = process_name("worker", event.worker)
-            self._end(Why.FAILED, difference, Failure(process, difference))
 
     def _first_prepared(self, event: Prepared) -> None:
         self._reference = event
@@ -294,12 +294,17 @@ class Training:
         member.streak = Streak(
             member.worker, event.nonfinite_streak, self._ledger.steps, event.nonfinite_where
         )
-        if reason := convergence.diverged_gradients(self._members.streaks()):
+        queue = self._queue
+        at_work = [m for m in self._members.every() if m.steps > 0 or queue.held(m.worker) > 0]
+        if reason := convergence.diverged_gradients([m.streak for m in at_work]):
             self._end(Why.DIVERGED, reason)
 
     def _evaluated(self, event: Evaluated) -> None:
         evaluation = self._evaluation
-        if evaluation is None or evaluation.id != event.evaluation_id:
+        if evaluation is None or (evaluation.id, evaluation.worker) != (
+            event.evaluation_id,
+            event.worker,
+        ):
             return
         self._evaluation = None
         self._metrics = dict(event.metrics)
