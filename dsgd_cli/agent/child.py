@@ -21,36 +21,13 @@ from pathlib import Path
 
 from dsgd_cli.agent import framing, names, oom, processes
 from dsgd_cli.agent.framing import Message, Refused
+from dsgd_cli.agent.life import Exit, Plan
 from dsgd_cli.agent.logfile import LineDecoder, LogFile
 
 CHANNEL_BYTES = 16 * 1024 * 1024
 READ_BYTES = 64 * 1024
 LAST_WORDS_BYTES = 4 * 1024 * 1024  # read after the end; more than any pipe holds
 TAIL_LINES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What `start` asked for: enough to start it again."""
-
-    process: str
-    argv: tuple[str, ...]
-    env: dict[str, str]
-    setup: Message
-    restart: bool
-    backoff_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """How it ended: one of status and signal is None."""
-
-    pid: int
-    status: int | None
-    signal: str | None
-    oom: bool
-    tail: tuple[str, ...]
-    t: float
 
 
 @dataclass(frozen=True, slots=True)

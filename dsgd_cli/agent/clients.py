@@ -11,6 +11,8 @@ import os
 import selectors
 import socket
 import struct
+import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 
@@ -127,6 +129,11 @@ class Client:
         except OSError as error:
             said = {"kind": "unfit", "message": str(error)}
             self.send(framing.encode({"id": number, "error": said}))
+        except Exception as error:  # a bug in one command must not end a training
+            text = traceback.format_exc()
+            framing.complain(text)
+            said = {"kind": "internal", "message": repr(error), "traceback": text}
+            self.send(framing.encode({"id": number, "error": said}))
         else:
             if ok is not None:
                 self.reply(number, ok)
@@ -153,13 +160,15 @@ class Clients:
             for client in subscribers:
                 client.send(data)
 
-    def emit_log(self, process: str, stream: str, lines: list[str], t: float) -> None:
+    def emit_lines(self, process: str, stream: str, lines: list[str]) -> None:
+        """Log lines, to those who want them and keep up."""
         readers = [client for client in self._subscribers() if client.logs]
         for client in readers:
             if client.full:
                 client.skip(process, len(lines))
         if takers := [client for client in readers if not client.full]:
-            event: Message = {"event": "log", "process": process, "stream": stream, "t": t}
+            event: Message = {"event": "log", "process": process, "stream": stream}
+            event["t"] = time.time()
             data = b"".join(framing.encode({**event, "line": line}) for line in lines)
             for client in takers:
                 client.send(data)

@@ -9,7 +9,6 @@ import contextlib
 import os
 import pwd
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -66,6 +65,12 @@ def libc() -> list[str] | None:
         name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
         if name == "glibc":
             return [name, version]
+    return _musl()
+
+
+def _musl() -> list[str] | None:
+    import subprocess
+
     for loader in sorted(Path("/lib").glob("ld-musl-*")):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             said = subprocess.run([str(loader)], capture_output=True, text=True, timeout=5).stderr

@@ -9,59 +9,17 @@ from __future__ import annotations
 
 import selectors
 import signal
-from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from dsgd_cli.agent import processes
-from dsgd_cli.agent.child import Child, Exit, Hearing, Plan
+from dsgd_cli.agent.child import Child, Hearing
+from dsgd_cli.agent.clients import Clients
 from dsgd_cli.agent.framing import Message, Refused
+from dsgd_cli.agent.life import Exit, Plan, Process, backoff_s
 
-RESTARTS = 5
-WINDOW_S = 300.0
-BACKOFF_MAX_S = 30.0
 REMEMBERED = ("progress", "formed", "finished", "failed", "run_error")
-
-
-def backoff_s(restarts: deque[float], now_s: float, base_s: float) -> float | None:
-    """The wait before the next restart; None after 5 of them within 5 minutes."""
-    while restarts and now_s - restarts[0] > WINDOW_S:
-        restarts.popleft()
-    if len(restarts) >= RESTARTS:
-        return None
-    return float(min(BACKOFF_MAX_S, base_s * 2 ** len(restarts)))
-
-
-class Process:
-    """What the agent knows of one process, over all its lives."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.state = "starting"
-        self.child: Child | None = None
-        self.pid = self.start_time = self.restarts = 0
-        self.started_at = 0.0
-        self.ready: Message | None = None
-        self.exit: Exit | None = None
-        self.last: dict[str, Message] = {}
-        self.kept: dict[str, Message] = {}
-        self.restarted: deque[float] = deque()
-        self.restart_at: float | None = None
-        self.kill_at: float | None = None
-        self.stopping = False
-
-    def describe(self) -> Message:
-        exit = self.exit
-        return {
-            "pid": self.pid,
-            "state": self.state,
-            "restarts": self.restarts,
-            "started_at": self.started_at,
-            "ready": self.ready,
-            "exit": exit and {"status": exit.status, "signal": exit.signal, "oom": exit.oom,
-                              "tail": list(exit.tail), "t": exit.t},
-        }  # fmt: skip
 
 
 class Stopping:
@@ -78,16 +36,16 @@ class Fleet:
     def __init__(
         self,
         run_dir: Path,
+        cluster_id: str,
         selector: selectors.BaseSelector,
-        emit: Callable[[Message], None],
-        emit_lines: Callable[[str, str, list[str]], None],
+        clients: Clients,
         renew: Callable[[Any], None],
         changed: Callable[[Message], None],
     ) -> None:
         self.processes: dict[str, Process] = {}
-        self._run_dir, self._selector = run_dir, selector
-        self._emit, self._renew, self._changed = emit, renew, changed
-        self._hearing = Hearing(self._on_message, emit_lines)
+        self._run_dir, self._cluster_id, self._selector = run_dir, cluster_id, selector
+        self._emit, self._renew, self._changed = clients.emit, renew, changed
+        self._hearing = Hearing(self._on_message, clients.emit_lines)
         self._stops: list[Stopping] = []
 
     @property
@@ -108,7 +66,9 @@ class Fleet:
 
     def tell(self, name: str, message: Message, keep: bool) -> None:
         process = self.processes.get(name)
-        if process is None or (process.child is None and not (keep and process.restart_at)):
+        if process is None or (
+            process.child is None and not (keep and process.restart_at is not None)
+        ):
             raise Refused("missing", f"{name} is not running here")
         if keep:
             kind = str(message.get("type"))
@@ -206,7 +166,7 @@ class Fleet:
     def _on_exit(self, process: Process, exit: Exit, now_s: float) -> None:
         name = process.plan.process
         if not process.stopping:
-            end_strays(self._run_dir, DSGD_PROCESS=name)
+            processes.end_strays(self._run_dir, self._cluster_id, among={name})
         process.child, process.kill_at, process.exit = None, None, exit
         delay_s = None
         if process.stopping:
@@ -240,10 +200,8 @@ class Fleet:
         """Answer the stops that have nothing to wait for any more."""
         for stopping in [each for each in self._stops if not each.waiting]:
             self._stops.remove(stopping)
-            for name in stopping.running:
-                if not self._run_dir.exists():
-                    break
-                end_strays(self._run_dir, DSGD_PROCESS=name)
+            if stopping.running:
+                processes.end_strays(self._run_dir, self._cluster_id, among=stopping.running)
             killed = sorted(stopping.killed)
             stopped = len(stopping.running)
             stopping.done({"stopped": stopped, "killed": len(killed), "killed_processes": killed})
@@ -274,10 +232,3 @@ class Fleet:
                 for name, process in self.processes.items()
             }
         )
-
-
-def end_strays(run_dir: Path, grace_s: float = 0.0, **wanted: str) -> set[int]:
-    """End what left its group and its session, but still carries our marks."""
-    return processes.end_all(
-        lambda: [(m.pid, m.start_time) for m in processes.sweep(run_dir, **wanted)], grace_s
-    )

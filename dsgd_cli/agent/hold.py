@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 
 from dsgd_cli.agent import paths
@@ -41,6 +42,16 @@ def lock_file(path: Path) -> int | None:
         os.close(descriptor)
 
 
+def _patiently(path: Path) -> int | None:
+    """`holder` takes the lock for a moment to see whether it is free: that is not holding."""
+    for _ in range(10):
+        descriptor = lock_file(path)
+        if descriptor is not None:
+            return descriptor
+        time.sleep(0.02)
+    return None
+
+
 def is_still(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
@@ -63,7 +74,7 @@ class Hold:
         else:
             if mine is not None:
                 os.close(mine[0])
-            descriptor = lock_file(path)
+            descriptor = _patiently(path)
         if descriptor is None:
             raise Refused("held", f"{cluster} is held by another dsgd", owner=read_owner(path))
         os.ftruncate(descriptor, 0)

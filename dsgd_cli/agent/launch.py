@@ -40,10 +40,19 @@ def start_agent(request: Message) -> Message:
     environment |= {processes.RUN_DIR: str(run_dir), processes.PROCESS: processes.AGENT}
     python = request.get("python") or sys.executable
     argv = [str(python), "-I", "-u", "-c", payload.STUB, "dsgd-agent", cluster]
-    return _run(argv, environment, payload.payload("supervisor") + framing.encode(config), run_dir)
+    try:
+        return _run(argv, environment, payload.payload("supervisor") + framing.encode(config))
+    except Refused:
+        processes.end_strays(run_dir, cluster_id)
+        clear(run_dir)
+        with contextlib.suppress(OSError):
+            (run_dir / "lock").unlink()
+            run_dir.rmdir()
+        paths.prune()
+        raise
 
 
-def _run(argv: list[str], environment: dict[str, str], stdin: bytes, run_dir: Path) -> Message:
+def _run(argv: list[str], environment: dict[str, str], stdin: bytes) -> Message:
     pipe = subprocess.PIPE
     try:
         child = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
@@ -53,7 +62,6 @@ def _run(argv: list[str], environment: dict[str, str], stdin: bytes, run_dir: Pa
         out, err = child.communicate(stdin, START_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         child.kill()
-        clear(run_dir)
         child.communicate()
         raise Refused("internal", f"the agent did not start in {START_TIMEOUT_S:g} s") from None
     for line in out.splitlines():
@@ -67,14 +75,19 @@ def _run(argv: list[str], environment: dict[str, str], stdin: bytes, run_dir: Pa
 
 def clear(run_dir: Path) -> None:
     """End and remove what a dead agent left. The launcher's lock stays: it may be ours."""
-    processes.end_all(lambda: members(run_dir), grace_s=1.0)
-    with contextlib.suppress(FileNotFoundError):
-        paths.socket_path(run_dir).unlink()
-    for entry in run_dir.iterdir() if run_dir.is_dir() else ():
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        elif entry.name != hold.LOCK:
-            entry.unlink(missing_ok=True)
+    lock = hold.lock_file(run_dir / "lock")
+    if lock is None:
+        raise Refused("busy", "an agent starts or ends here at this moment")
+    try:
+        processes.end_all(lambda: members(run_dir), grace_s=1.0)
+        paths.socket_path(run_dir).unlink(missing_ok=True)
+        for entry in run_dir.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name not in ("lock", hold.LOCK):
+                entry.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
 
 
 def members(run_dir: Path) -> set[tuple[int, int]]:

@@ -14,18 +14,19 @@ from typing import Any
 from dsgd_cli.agent import framing, names
 from dsgd_cli.agent.framing import Input, Refused
 from dsgd_cli.agent.logfile import FILES, LineDecoder
+from dsgd_cli.agent.processes import AGENT
 
 POLL_S = 0.1
 CHUNK_BYTES = 64 * 1024
 
 
 def chosen(value: Any) -> list[str] | None:
-    """None: all processes. The agent's own log is called `agent`."""
+    """None: all processes. The agent's own log is shown only when it is named."""
     if value is None:
         return None
     if not isinstance(value, list):
         raise Refused("invalid", "`processes` is neither a list nor null")
-    return [name if name == "agent" else names.process(name) for name in value]
+    return [name if name == AGENT else names.process(name) for name in value]
 
 
 def tail(value: Any) -> int | None:
@@ -47,7 +48,8 @@ def send(
     while True:
         for path in sorted(folder.glob("*.log")):
             process = names.process_of(path.stem)
-            if process not in logs and (processes is None or process in processes):
+            wanted = process != AGENT if processes is None else process in processes
+            if wanted and process not in logs:
                 logs[process] = Log(process, path, lines)
         for log in logs.values():
             log.say_more()

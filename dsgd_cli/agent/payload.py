@@ -11,8 +11,8 @@ STUB and HEAD are read by whatever `python3` a host has: they keep to syntax tha
 
 from __future__ import annotations
 
-import base64
-import importlib.util
+import binascii
+import functools
 import json
 import zlib
 
@@ -21,6 +21,7 @@ MODULES = (
     "cache",
     "child",
     "clients",
+    "commands",
     "facts",
     "files",
     "fleet",
@@ -28,6 +29,7 @@ MODULES = (
     "hold",
     "launch",
     "lease",
+    "life",
     "logfile",
     "logs",
     "names",
@@ -40,6 +42,7 @@ MODULES = (
     "store",
     "supervisor",
     "teardown",
+    "unpack",
 )
 ENTRIES = ("serve", "supervisor")
 
@@ -64,7 +67,7 @@ if sys.version_info[:2] < (3, 10):
                      ' dsgd needs 3.10 or newer"}}\\n' % tuple(sys.version_info[:3]))
     sys.stdout.flush()
     sys.exit(3)
-import base64, importlib.machinery, json, zlib
+import binascii, importlib.machinery, json, zlib
 class Sources(object):
     # Finds and loads the modules that travelled as text. get_source gives tracebacks their lines.
     def __init__(self, sources):
@@ -85,27 +88,26 @@ class Sources(object):
 """
 
 TAIL = """\
-sys.meta_path.insert(0, Sources(json.loads(zlib.decompress(base64.b64decode('%s')))))
+sys.meta_path.insert(0, Sources(json.loads(zlib.decompress(binascii.a2b_base64('%s')))))
 import dsgd_cli.agent.%s
 dsgd_cli.agent.%s.main()
 """
 
 
+@functools.cache
 def payload(entry: str = "serve") -> bytes:
     """What follows STUB on stdin: the byte count, a newline, the source. ASCII only."""
     if entry not in ENTRIES:
         raise ValueError(f"not an entry: {entry!r}")
-    packed = base64.b64encode(zlib.compress(json.dumps(sources()).encode(), 6)).decode()
+    packed = binascii.b2a_base64(
+        zlib.compress(json.dumps(sources()).encode(), 9), newline=False
+    ).decode()
     source = (HEAD + TAIL % (packed, entry, entry)).encode()
     return b"%d\n" % len(source) + source
 
 
 def sources() -> dict[str, str]:
     """The package as text, from wherever this very module came."""
-    loader = __spec__.loader
-    get_source = getattr(loader, "get_source", None)
-    if get_source is None:
-        raise RuntimeError("the sources of dsgd_cli.agent are not at hand")
     found = {"dsgd_cli": "", "dsgd_cli.agent": ""}
     for module in MODULES:
         found[f"dsgd_cli.agent.{module}"] = _source(f"dsgd_cli.agent.{module}")
@@ -113,6 +115,8 @@ def sources() -> dict[str, str]:
 
 
 def _source(name: str) -> str:
+    import importlib.util
+
     spec = importlib.util.find_spec(name)
     get_source = getattr(spec.loader if spec else None, "get_source", None)
     text = get_source(name) if get_source else None

@@ -12,9 +12,9 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 CLUSTER = "DSGD_CLUSTER"
 CLUSTER_ID = "DSGD_CLUSTER_ID"
@@ -23,8 +23,7 @@ PROCESS = "DSGD_PROCESS"
 AGENT = "agent"
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):  # a dataclass would cost 10 ms of imports in every bootstrap
     """One line of /proc/<pid>/stat. Of a session's or group's leader, pid == its number."""
 
     pid: int
@@ -39,8 +38,7 @@ class Stat:
         return self.state in "ZXx"
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A living process of a cluster; `process` is "" when it does not say which it is."""
 
     pid: int
@@ -118,10 +116,10 @@ def ancestors() -> list[int]:
     return chain
 
 
-def sweep(run_dir: Path, **wanted: str) -> list[Member]:
+def sweep(run_dir: Path, cluster_id: str = "") -> list[Member]:
     """The living processes of the cluster that has this run directory, except ourselves.
 
-    `wanted` names further variables: sweep(run_dir, DSGD_PROCESS="worker/3").
+    Of one cluster id, or of any: a name may have had several.
     """
     cluster = run_dir.name.partition("@")[0]
     found = []
@@ -131,7 +129,7 @@ def sweep(run_dir: Path, **wanted: str) -> list[Member]:
             continue
         if variables.get(RUN_DIR, str(run_dir)) != str(run_dir):
             continue
-        if any(variables.get(name) != value for name, value in wanted.items()):
+        if cluster_id and variables.get(CLUSTER_ID) != cluster_id:
             continue
         seen = stat(pid)
         if seen is not None and not seen.dead:
@@ -218,3 +216,15 @@ def end_all(find: Callable[[], Iterable[tuple[int, int]]], grace_s: float) -> se
             for target in targets:
                 target.close()
     return killed
+
+
+def end_strays(
+    run_dir: Path, cluster_id: str, grace_s: float = 0.0, among: Collection[str] | None = None
+) -> set[int]:
+    """End what left its group and its session, but still carries our marks."""
+
+    def find() -> list[tuple[int, int]]:
+        found = sweep(run_dir, cluster_id)
+        return [(m.pid, m.start_time) for m in found if among is None or m.process in among]
+
+    return end_all(find, grace_s)

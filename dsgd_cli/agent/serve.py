@@ -2,27 +2,15 @@
 
 The first line out is `DSGD-READY {facts}`; login banners may come before it. The end of stdin ends
 the process, and with it the lock on the cluster. Nothing survives it but an agent it started.
+What not every connection needs is imported by the verb that needs it: the start must be quick.
 """
 
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable
 
-from dsgd_cli.agent import (
-    bridge,
-    cache,
-    facts,
-    files,
-    framing,
-    launch,
-    logs,
-    names,
-    observe,
-    paths,
-    teardown,
-)
+from dsgd_cli.agent import bridge, facts, files, framing, logs, names, observe, paths
 from dsgd_cli.agent.framing import Input, InputEnded, Message, Refused
 from dsgd_cli.agent.hold import Hold
 
@@ -37,6 +25,8 @@ def main() -> None:
     except (InputEnded, BrokenPipeError, ConnectionResetError):
         pass  # the launcher went away
     except Exception:
+        import traceback
+
         framing.complain(traceback.format_exc())
         status = 1
     finally:
@@ -59,11 +49,9 @@ class Server:
             "remove": lambda r: files.remove(r.get("path")),
             "start_agent": self._start_agent,
             "attach": self._attach,
-            "teardown": lambda r: teardown.teardown(
-                names.cluster(r.get("cluster")), teardown.grace(r.get("grace_s", 5.0))
-            ),
-            "verify": lambda r: teardown.verify(names.cluster(r.get("cluster"))),
-            "purge": lambda r: teardown.purge(names.cluster(r.get("cluster"))),
+            "teardown": self._teardown,
+            "verify": self._verify,
+            "purge": self._purge,
             "logs": self._logs,
             "cancel": lambda r: {},  # of a `logs` that had already ended
         }
@@ -90,6 +78,8 @@ class Server:
         except OSError as error:
             framing.say({"id": number, "error": {"kind": "unfit", "message": str(error)}})
         except Exception as error:
+            import traceback
+
             text = traceback.format_exc()
             said = {"kind": "internal", "message": repr(error), "traceback": text}
             framing.say({"id": number, "error": said})
@@ -112,12 +102,32 @@ class Server:
         size = request.get("size")
         if not isinstance(size, int) or size < 0:
             raise InputEnded  # the bytes that follow cannot be told from requests
-        return cache.receive(request.get("kind"), request.get("hash"), self._stdin.chunks(size))
+        from dsgd_cli.agent import unpack
+
+        return unpack.receive(request.get("kind"), request.get("hash"), self._stdin.chunks(size))
 
     def _start_agent(self, request: Message) -> Message:
+        from dsgd_cli.agent import launch
+
         answer = launch.start_agent(request)
         self.holding.renew(names.cluster(request.get("cluster")))
         return answer
+
+    def _teardown(self, request: Message) -> Message:
+        from dsgd_cli.agent import teardown
+
+        grace_s = teardown.grace(request.get("grace_s", teardown.GRACE_S))
+        return teardown.teardown(names.cluster(request.get("cluster")), grace_s)
+
+    def _verify(self, request: Message) -> Message:
+        from dsgd_cli.agent import teardown
+
+        return teardown.verify(names.cluster(request.get("cluster")))
+
+    def _purge(self, request: Message) -> Message:
+        from dsgd_cli.agent import teardown
+
+        return teardown.purge(names.cluster(request.get("cluster")))
 
     def _attach(self, request: Message) -> None:
         """Ends the process when either side ends; a lock that it holds stays held until then."""

@@ -17,6 +17,7 @@ from typing import Any
 from dsgd_cli.agent import launch, names, observe, paths, processes
 from dsgd_cli.agent.framing import Message, Refused
 
+GRACE_S = 5.0
 REPLY_MARGIN_S = 4.0  # for the agent's own KILL phase
 LATE_GRACE_S = 1.0  # for the others when the agent has already used up the grace
 
