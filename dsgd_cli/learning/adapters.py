@@ -248,13 +248,15 @@ def _function(module: ModuleType, name: str, function: str) -> Callable[..., Any
     call = f"{function}({', '.join(arguments)})"
     found: Callable[..., Any] | None = getattr(module, function, None)
     if found is None or not callable(found):
-        near = get_close_matches(function, [each for each in vars(module) if each[0] != "_"], n=1)
+        callables = [each for each, value in vars(module).items() if callable(value)]
+        near = get_close_matches(function, callables, n=1)
         raise UserCodeError(
             f"{name}: there is no function {call}",
             remedy=f"is {near[0]} meant to be it?" if near else f"define {call}",
         )
+    written = {"out": "out"} if function == "gradients" and "out" in _parameters(found) else {}
     try:
-        inspect.signature(found).bind(*arguments)
+        inspect.signature(found).bind(*arguments, **written)
     except TypeError as error:
         raise UserCodeError(
             f"{name}: {function} is called as {call}: {error}",
@@ -278,11 +280,12 @@ def _raised(where: str, error: BaseException) -> DsgdError:
         return error
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [f for f in frames if f.filename != __file__ and not f.filename.startswith("<frozen")]
-    last = traceback.format_exception_only(type(error), error)
-    lines = "".join(traceback.format_list(theirs) + last).splitlines()
-    what = " ".join(last[-1].split())
-    head = "raised " if not where.endswith(": import") else "failed: "
+    shown = traceback.format_list(theirs) + traceback.format_exception_only(type(error), error)
+    verb = "failed:" if where.endswith(": import") else "raised"
+    what = " ".join(f"{type(error).__name__}: {error}"[:300].split())
     remedy = ""
     if isinstance(error, ModuleNotFoundError):
         remedy = f"install {error.name} on the hosts and set env: existing, or do without it"
-    return UserCodeError(f"{where} {head}{what}", details=lines, remedy=remedy)
+    return UserCodeError(
+        f"{where} {verb} {what}", details="".join(shown).splitlines(), remedy=remedy
+    )

@@ -131,4 +131,4 @@ def check_dataset(data: Dataset) -> Dataset:
 def _kind(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
-    return "None" if value is None else f"of type {type(value).__name__}"
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import csv as csv_format
 import hashlib
+import itertools
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from dsgd_cli.contract.errors import UserCodeError
@@ -83,9 +85,12 @@ def digits() -> Dataset:
 def npz(path: Path, test_fraction: float = 0.2) -> Dataset:
     """Arrays x and y, and x_test and y_test; without them `test_fraction` of x is held out."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, NpzFile):
+                raise ValueError("it holds one array without a name")
+            found = {name: arrays[name] for name in arrays}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserCodeError(
             f"{path.name}: not a readable .npz file: {error}",
             remedy="write it with numpy.savez(path, x=..., y=...); numbers only, no objects",
@@ -112,14 +117,13 @@ def csv(
     whole numbers become class numbers as they are; texts are numbered in alphabetical order; other
     numbers stay as they are.
     """
-    header, column, texts, width = _inspect(path, label, delimiter)
-    features = [i for i in range(width) if i != column]
-    try:
-        x = _columns(path, header, delimiter, features, "float32", 2)
-        y = _columns(path, header, delimiter, [column], "str" if texts else "float64", 1)
-    except (OSError, ValueError) as error:
-        raise UserCodeError(f"{path.name}: {error}", remedy="every cell must be a number") from None
-    return hold_out(path.name, x, _labels(y), test_fraction)
+    header, column, texts = _inspect(path, label, delimiter)
+    classes: dict[str, int] = {}
+    table = _table(path, header, delimiter, column, classes if texts else None)
+    with np.errstate(over="ignore"):  # infinity, which is refused
+        x = np.delete(table, column, axis=1).astype(np.float32)
+    y = _labels(table[:, column], classes)
+    return hold_out(path.name, x, y, test_fraction)
 
 
 # A factory's keyword arguments (but the path) are the options in the YAML.
@@ -146,35 +150,46 @@ def _split(name: str, x: Array, y: Array, held_out: int) -> Dataset:
     return Dataset(name, x[train], y[train], x[test], y[test])
 
 
-def _inspect(path: Path, label: str | int, delimiter: str) -> tuple[bool, int, bool, int]:
-    """(has a header, the label's column, labels are texts, columns), from the first two rows."""
+def _inspect(path: Path, label: str | int, delimiter: str) -> tuple[int, int, bool]:
+    """(the header's line or 0, the label's column, labels are texts), from the first two rows."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv_format.reader(file, delimiter=delimiter)
+            reader = csv_format.reader(file, delimiter=delimiter)
+            rows = (row for row in reader if row)
             first = next(rows, [])
+            line = reader.line_num
             second = next(rows, first)
     except (OSError, UnicodeDecodeError, csv_format.Error) as error:
         raise UserCodeError(f"{path.name}: not a readable .csv file: {error}") from error
     if not first:
         raise UserCodeError(f"{path.name}: the file is empty")
+    if len(first) < 2:
+        raise UserCodeError(f"{path.name}: one column is not enough for examples and labels")
     if len(second) != len(first):
-        raise UserCodeError(f"{path.name}: row 1 has {len(first)} cells, row 2 has {len(second)}")
-    names = [cell.strip() for cell in first]
+        raise UserCodeError(
+            f"{path.name}: the first row has {len(first)} cells, the second {len(second)}"
+        )
+    column = _column(path, label, [cell.strip() for cell in first])
+    texts = not _is_number(second[column])
+    header = isinstance(label, str) or (not texts and not _is_number(first[column]))
+    header = header or any(not _is_number(cell) for cell in _without(first, column))
+    return (line if header else 0), column, texts
+
+
+def _column(path: Path, label: str | int, names: list[str]) -> int:
     if isinstance(label, str):
         if label not in names:
             raise UserCodeError(
                 f"{path.name}: no column {label!r}", remedy=f"the columns are {', '.join(names)}"
             )
-        header, column = True, names.index(label)
-    else:
-        if not -len(first) <= label < len(first):
-            raise UserCodeError(f"{path.name}: no column {label}, it has {len(first)}")
-        column = label % len(first)
-        header = any(not _is_number(cell) for i, cell in enumerate(first) if i != column)
-        header = header or (_is_number(second[column]) and not _is_number(first[column]))
-    body = second if header else first
-    texts = not _is_number(body[column])
-    return header, column, texts, len(first)
+        return names.index(label)
+    if not -len(names) <= label < len(names):
+        raise UserCodeError(f"{path.name}: no column {label}, it has {len(names)}")
+    return label % len(names)
+
+
+def _without(row: list[str], column: int) -> list[str]:
+    return row[:column] + row[column + 1 :]
 
 
 def _is_number(cell: str) -> bool:
@@ -185,34 +200,49 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _columns(
-    path: Path, header: bool, delimiter: str, columns: list[int], dtype: str, ndim: int
+def _table(
+    path: Path, header: int, delimiter: str, column: int, classes: dict[str, int] | None
 ) -> Array:
-    with path.open(encoding="utf-8-sig") as file:
-        if header:
-            next(file)
-        lines = (line for line in file if line.strip())
-        first = next(lines, None)
-        if first is None:
-            raise ValueError("no rows")
+    """All rows as float64; with `classes`, texts of the label's column are numbered there."""
+    number = 0
+
+    def lines() -> Generator[str, None, None]:
+        nonlocal number
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if number > header and line.strip():
+                    yield line
+
+    def numbered(text: str) -> float:
+        assert classes is not None
+        return classes.setdefault(text.strip(), len(classes))
+
+    rows = lines()
+    try:
+        if (first := next(rows, None)) is None:
+            raise UserCodeError(f"{path.name}: there are no rows below the header")
         return np.loadtxt(
-            _chain(first, lines),
-            dtype=np.dtype(dtype),
+            itertools.chain([first], rows),
             delimiter=delimiter,
             comments=None,
             quotechar='"',
-            usecols=columns,
+            converters=None if classes is None else {column: numbered},
+            encoding=None,
             ndmin=2,
-        ).reshape((-1, len(columns)) if ndim == 2 else -1)
+        )
+    except (OSError, ValueError) as error:  # numpy reads line by line: the last one is the bad one
+        what = str(error).split(" at row")[0].split(";")[0]
+        raise UserCodeError(
+            f"{path.name}:{number}: {what}", remedy="every cell must be a number"
+        ) from error
+    finally:
+        rows.close()
 
 
-def _chain(first: str, rest: Any) -> Any:
-    yield first
-    yield from rest
-
-
-def _labels(y: Array) -> Array:
-    if y.dtype.kind == "U":
-        return np.unique(np.char.strip(y), return_inverse=True)[1].astype(np.int64)
-    whole = np.isfinite(y).all() and (y == np.rint(y)).all()
+def _labels(y: Array, classes: dict[str, int]) -> Array:
+    """Class numbers: of texts in alphabetical order. Numbers that are not whole stay."""
+    if classes:
+        places = {number: place for place, (_, number) in enumerate(sorted(classes.items()))}
+        return np.array([places[number] for number in range(len(classes))])[y.astype(np.int64)]
+    whole = np.isfinite(y).all() and (y == np.rint(y)).all() and np.abs(y).max() < 2**53
     return y.astype(np.int64) if whole else y.astype(np.float32)
