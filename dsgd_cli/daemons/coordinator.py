@@ -12,12 +12,14 @@ import asyncio
 import os
 import threading
 import time
+import traceback
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
 from dsgd_cli.contract.names import COORDINATOR, process_name
+from dsgd_cli.daemons import lifecycle
 from dsgd_cli.daemons.lifecycle import Line, Message, Setup
 from dsgd_cli.daemons.peers import Peers
 from dsgd_cli.wire import dsgd_pb2 as pb
@@ -171,7 +173,9 @@ class Coordinator(CoordinatorServicer):
             self._line.send({"type": "run_error", **_error("the cluster is not formed")})
             return
         self._epoch = max(self._epoch, self._peers.epoch) + 1
-        run = Run(order, self._epoch, self._peers, self._send, self._line.send, self._living)
+        run = Run(
+            order, self._epoch, self._peers, self._send, self._line.send, self._living, self._fatal
+        )
         self._run = run
         for member in list(self._members.values()):
             run.feed(WorkerJoined(member.worker, member.incarnation))
@@ -192,6 +196,10 @@ class Coordinator(CoordinatorServicer):
         member = self._members.get(worker)
         if member is not None:
             member.outbox.put_nowait(message)
+
+    def _fatal(self, error: Exception) -> NoReturn:
+        details = "".join(traceback.format_exception(error))
+        lifecycle.fail(self._line, lifecycle.one_sentence(error), "internal", details)
 
     def _living(self) -> dict[int, int]:
         return dict(self._incarnations)

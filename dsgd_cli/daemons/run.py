@@ -13,7 +13,7 @@ import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from dsgd_cli.contract.errors import SpecError
 from dsgd_cli.daemons.lifecycle import Message, one_sentence
@@ -41,6 +41,7 @@ class Run:
         to_worker: ToWorker,
         report: Report,
         incarnations: Callable[[], Mapping[int, int]],
+        fatal: Callable[[Exception], NoReturn],
     ) -> None:
         self.epoch = epoch
         self.finished = asyncio.Event()
@@ -53,6 +54,7 @@ class Run:
         self._to_worker = to_worker
         self._report = report
         self._incarnations = incarnations
+        self._fatal = fatal
         self._training = Training(settings(self._seed, self._train))
         self._layout: Layout | None = None
         self._cut: pb.Cut | None = None
@@ -69,8 +71,11 @@ class Run:
     def feed(self, event: ev.Event) -> None:
         if self.finished.is_set():
             return
-        for decision in self._training.on(event, time.monotonic()):
-            self._do(decision)
+        try:
+            for decision in self._training.on(event, time.monotonic()):
+                self._do(decision)
+        except Exception as error:  # a bug: gRPC would only log it and end one session
+            self._fatal(error)
 
     def take(self, worker: int, incarnation: int, message: pb.FromWorker) -> None:
         """A message of a worker about a run; of another run it is dropped."""

@@ -23,12 +23,13 @@ from dsgd_cli.wire.dsgd_pb2_grpc import CoordinatorStub
 HEARTBEAT_S = 1.0
 SILENCE_S = 6.0
 WELCOME_TIMEOUT_S = 10.0
+FLUSH_S = 1.0
 
 OnMessage = Callable[[pb.FromCoordinator], None]
 
 
 class Session:
-    """From `open` until the process ends. `inbox` is for the trainer's thread."""
+    """From `open` until the process ends."""
 
     def __init__(
         self,
@@ -66,6 +67,13 @@ class Session:
 
     def send(self, message: pb.FromWorker) -> None:
         self._outgoing.put(message)
+
+    def flush(self) -> None:
+        """Gives what was sent last a moment to leave, before the process ends."""
+        deadline_s = time.monotonic() + FLUSH_S
+        while not self._outgoing.empty() and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        time.sleep(0.1)  # the last one is with gRPC, which does not say when it is out
 
     def _requests(self) -> Iterator[pb.FromWorker]:
         while True:

@@ -43,7 +43,6 @@ class Trainer:
     ) -> None:
         self.epoch = prepare.epoch
         self.over = False
-        self.steps = 0
         self._seed = prepare.seed
         self._train: dict[str, Any] = json.loads(prepare.train_json)
         self._worker = worker
@@ -108,7 +107,7 @@ class Trainer:
 
     def grant(self, task: Task) -> None:
         if not self._tasks:
-            self._position = task.start
+            self._position = self._report.done_upto = task.start
         self._tasks.append(task)
 
     @property
@@ -184,7 +183,6 @@ class Trainer:
         if finite and not fresh:
             shards.gradient.flat += out.flat
         report.compute_s += time.perf_counter() - began_s
-        self.steps += 1
         report.steps += 1
         report.examples += len(rows)
         if math.isfinite(loss):

@@ -208,6 +208,7 @@ class Worker:
             if trainer is not None and trainer.over:
                 return
             self._say_unreachable(names.split_process(error.process)[1], error)
+            self._session.flush()
             raise
         except Refused as error:
             if error.reason in (Reason.WRONG_EPOCH, Reason.NOT_CONFIGURED):
@@ -246,4 +247,5 @@ def reach(identity: Any, server: int, address: str) -> None:
         try:
             stub.Health(pb.HealthRequest(), timeout=REACH_TIMEOUT_S)
         except grpc.RpcError as error:
-            raise ids.PeerUnreachable(process, address, f"does not answer ({error})") from error
+            why = f"does not answer ({error.code().name})"
+            raise ids.PeerUnreachable(process, address, why) from error
