@@ -11,6 +11,7 @@ import re
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 # Longer names are accepted in `evaluate.every`, where `5 epochs` reads like a sentence.
 UNITS = {"epoch": "epoch", "epochs": "epoch", "step": "step", "steps": "step"}
+MAX_CHARACTERS = 64
 _PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h|d)\s*")
 _COUNT = re.compile(r"([0-9]{1,12})\s*([a-z]+)")
 
@@ -18,6 +19,8 @@ _COUNT = re.compile(r"([0-9]{1,12})\s*([a-z]+)")
 def parse_duration(text: str) -> float:
     """`1h30m` -> 5400.0. Raises ValueError with a suggestion as its text."""
     rest, seconds = text.strip(), 0.0
+    if not rest or len(rest) > MAX_CHARACTERS:
+        raise ValueError("write a number with a unit, such as 15s, 10m, 1h")
     if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", rest):
         return float(rest)
     clock = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,2})(:([0-9]{1,2}))?", rest)
@@ -34,8 +37,6 @@ def parse_duration(text: str) -> float:
             raise ValueError("write a number with a unit, such as 15s, 10m, 1h")
         seconds += float(part[1]) * SECONDS[part[2]]
         rest = rest[part.end() :]
-    if not text.strip():
-        raise ValueError("write a number with a unit, such as 15s, 10m, 1h")
     return seconds
 
 

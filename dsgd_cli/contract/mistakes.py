@@ -65,7 +65,7 @@ def show(value: object, limit: int = 40) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return "a list"
     if isinstance(value, float):
-        return f"{value:g}" if math.isfinite(value) else str(value)
+        return repr(value)
     text = str(value)[: limit + 1]
     clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
     if len(clean) > limit:
@@ -119,9 +119,9 @@ def _in_words(path: Path, kind: str, context: Mapping[str, Any], value: object) 
     }
     if kind in bounds:
         words, name = bounds[kind]
-        return Mistake(
-            path, f"{show(value)} is out of range", f"it must be {words} {show(context[name])}"
-        )
+        bound = context[name]
+        bound = int(bound) if bound == int(bound) else bound
+        return Mistake(path, f"{show(value)} is out of range", f"it must be {words} {bound}")
     if kind == "too_long":
         return Mistake(path, "too many entries", f"{context['max_length']} at most")
     if kind == "literal_error":
