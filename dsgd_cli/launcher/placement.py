@@ -41,24 +41,27 @@ def place(spec: ClusterSpec) -> tuple[Placed, ...]:
 
 def mistakes(spec: ClusterSpec) -> Iterator[Mistake]:
     """Why this specification cannot be placed; paths lead into `spec`."""
-    for role, patterns in (("servers", spec.servers.on), ("workers", spec.workers.on)):
-        for index, pattern in enumerate(patterns):
-            try:
-                matched = eligible(spec.hosts, (pattern,))
-            except ValueError as bad:
-                yield Mistake((role, "on", index), *bad.args)
-                continue
-            if not matched:
-                known = did_you_mean(pattern, [host.name for host in spec.hosts[:20]])
-                yield Mistake((role, "on", index), f"no host matches {show(pattern)}", known)
-                return
-    hosts = eligible(spec.hosts, spec.workers.on)
-    if any(host.slots is None for host in hosts):
-        return
-    slots = sum(host.slots or 0 for host in hosts)
-    if spec.workers.count > slots:
+    yield from _unmatched(spec.hosts, "servers", spec.servers.on)
+    unmatched = list(_unmatched(spec.hosts, "workers", spec.workers.on))
+    yield from unmatched
+    hosts = [] if unmatched else eligible(spec.hosts, spec.workers.on)
+    slots = sum(spec.workers.count if host.slots is None else host.slots for host in hosts)
+    if hosts and spec.workers.count > slots:
         what = f"{spec.workers.count} workers, but their hosts have {slots} slots"
         yield Mistake(("workers", "count"), what, "add hosts or slots, or use fewer workers")
+
+
+def _unmatched(hosts: Sequence[Host], role: str, patterns: Sequence[str]) -> Iterator[Mistake]:
+    """Patterns that are wrong, or match no host."""
+    for index, pattern in enumerate(patterns):
+        try:
+            matched = eligible(hosts, (pattern,))
+        except ValueError as bad:
+            yield Mistake((role, "on", index), *bad.args)
+            continue
+        if not matched:
+            hint = did_you_mean(pattern, [host.name for host in hosts[:20]])
+            yield Mistake((role, "on", index), f"no host matches {show(pattern)}", hint)
 
 
 def eligible(hosts: Sequence[Host], patterns: Sequence[str]) -> list[Host]:
@@ -79,17 +82,22 @@ def eligible(hosts: Sequence[Host], patterns: Sequence[str]) -> list[Host]:
 
 
 def _spread(count: int, hosts: Sequence[Host], slots: Sequence[int | None] | None) -> list[str]:
-    """`count` processes in contiguous blocks over the hosts, as even as their slots allow."""
-    limits = list(slots) if slots is not None else [None] * len(hosts)
+    """`count` processes in contiguous blocks over the hosts, as even as their slots allow.
+
+    The slots must suffice. Who has the fewest is filled first; as soon as all that are left have
+    room for an even share, they get it.
+    """
+    limits = [count if slot is None else slot for slot in slots or [None] * len(hosts)]
     shares = [0] * len(hosts)
     left = count
-    while left:  # each round fills at least one host or places everything: at most len(hosts)
-        open_hosts = [i for i, limit in enumerate(limits) if limit is None or shares[i] < limit]
-        share, extra = divmod(left, len(open_hosts))
-        for position, i in enumerate(open_hosts):
-            wanted = share + (position < extra)
-            limit = limits[i]
-            given = wanted if limit is None else min(wanted, limit - shares[i])
-            shares[i] += given
-            left -= given
+    by_room = sorted(range(len(hosts)), key=lambda i: limits[i])
+    for done, i in enumerate(by_room):
+        others = len(hosts) - done
+        if limits[i] * others > left:
+            share, extra = divmod(left, others)
+            for position, other in enumerate(sorted(by_room[done:])):
+                shares[other] = share + (position < extra)
+            break
+        shares[i] = limits[i]
+        left -= limits[i]
     return [host.name for host, share in zip(hosts, shares, strict=True) for _ in range(share)]
