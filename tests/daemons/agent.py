@@ -203,7 +203,9 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, servers: int = 2, workers: int = 2, form: bool = True) -> Iterator[Cluster]:
+def cluster(
+    folder: Path, servers: int = 2, workers: int = 2, form: bool = True
+) -> Iterator[Cluster]:
     made = Cluster(folder, servers, workers)
     try:
         if form:
