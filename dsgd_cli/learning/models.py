@@ -78,6 +78,7 @@ def _network(model: str, hidden: tuple[int, ...], l2: float) -> Functions:
 
     def predict(params: Params, x: Array) -> Array:
         logits = forward(params, x)[-1]
+        _shift(logits)
         _normalise(logits)
         return logits
 
@@ -141,19 +142,21 @@ def _classes(model: str, y: Array) -> int:
     return int(y.max()) + 1
 
 
-def _normalise(logits: Array) -> Array:
-    """Logits to probabilities, in place; returns log(sum(exp(logit - max))) of each row."""
+def _shift(logits: Array) -> None:
+    """Subtracts each row's maximum, so that exp cannot overflow; the probabilities stay."""
     logits -= np.maximum.reduce(logits, axis=1, keepdims=True)
+
+
+def _normalise(logits: Array) -> Array:
+    """Shifted logits to probabilities, in place; returns log(sum(exp(logit))) of each row."""
     np.exp(logits, out=logits)
     sums = np.add.reduce(logits, axis=1, keepdims=True)
     logits /= sums
-    return np.log(sums)[:, 0]
+    return np.log(sums)
 
 
 def _cross_entropy(logits: Array, y: Array) -> float:
     """The summed loss; turns the logits into probabilities."""
-    picked = np.arange(len(y)), y
-    logits -= np.maximum.reduce(logits, axis=1, keepdims=True)
-    chosen = logits[picked]
-    logs = _normalise(logits)
-    return float(np.add.reduce(logs - chosen))
+    _shift(logits)
+    chosen = logits[np.arange(len(y)), y]
+    return float(_normalise(logits).sum() - chosen.sum())
