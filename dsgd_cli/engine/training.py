@@ -6,10 +6,7 @@ shard has fenced it; at most one evaluation is under way; a target counts only i
 frozen vector that is exported; `Finish` is the last decision and is given once.
 Carries nothing out, and knows no process but the workers; `events` says what each value asks for.
 
-What ends a run (`Outcome`): *converged*: the targets hold on the frozen vector, or no target is
-set and a limit is reached. *stopped*: a limit came before the targets, or somebody asked (then
-also if the targets happen to hold). *diverged*: see `convergence`. *failed*: an error of the
-user's code or data, or `RunFailed`. Whenever parameters exist they are exported, but for RunFailed.
+Whenever parameters exist they are exported, but for RunFailed. `verdict` says what a run is called.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from enum import Enum
 from typing import Any
 
 from dsgd_cli.contract.names import process_name
-from dsgd_cli.engine import convergence
+from dsgd_cli.engine import convergence, verdict
 from dsgd_cli.engine.convergence import Streak
 from dsgd_cli.engine.events import (
     Configured,
@@ -43,7 +40,6 @@ from dsgd_cli.engine.events import (
     Grant,
     Initialise,
     Initialised,
-    Outcome,
     Prepare,
     Prepared,
     Progress,
@@ -64,6 +60,7 @@ from dsgd_cli.engine.ledger import Ledger
 from dsgd_cli.engine.members import Member, Members, MemberState
 from dsgd_cli.engine.schedule import Schedule
 from dsgd_cli.engine.tasks import Remainder, TaskQueue
+from dsgd_cli.engine.verdict import Ending, Why, difference
 
 TASKS_HELD = 2  # the one in hand and the next
 GATHER_S = 5.0  # how long the first workers wait for those that still load their data
@@ -87,30 +84,6 @@ class Phase(Enum):
     THAWING = "thawing"
     EXPORTING = "exporting"
     FINISHED = "finished"
-
-
-class Why(Enum):
-    """What is ending the run; a later one in this list overrules an earlier one."""
-
-    TARGET = 0
-    LIMIT = 1
-    STOP = 2
-    DIVERGED = 3
-    FAILED = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """Why the run is ending; `failure` for FAILED."""
-
-    why: Why
-    reason: str
-    failure: Failure | None = None
-
-    @property
-    def abrupt(self) -> bool:
-        """No use in draining and judging."""
-        return self.why in (Why.DIVERGED, Why.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +217,7 @@ class Training:
     def _prepared(self, member: Member, event: Prepared) -> None:
         if member.state is not MemberState.PREPARING:
             return
-        if self._reference is not None and (what := _difference(self._reference, event)):
+        if self._reference is not None and (what := difference(self._reference, event)):
             self._end(Why.FAILED, what, Failure(process_name("worker", event.worker), what))
             return
         member.state = MemberState.PREPARED
@@ -517,14 +490,14 @@ class Training:
         self._record(*self._ledger.flush(self._now_s))
         if self._ledger.started:
             self._out.append(Progress(self._progress_fields()))
-        judged = self._metrics if self._judged else {}
-        metrics = {key: value for key, value in judged.items() if math.isfinite(value)}
-        name = self._metric_name()
+        frozen = self._metrics if self._judged else None
+        metrics = {key: value for key, value in (frozen or {}).items() if math.isfinite(value)}
+        name = verdict.metric_name(self._until, self._metrics)
         ended_s = self._now_s if self._ended_s is None else self._ended_s
         self._out.append(
             Finish(
-                outcome=self._outcome(ending),
-                reason=self._reason(ending),
+                outcome=verdict.outcome(ending, self._until, frozen),
+                reason=verdict.reason(ending, self._until, frozen),
                 metric=name,
                 value=None if name is None else metrics.get(name),
                 loss=metrics.get("loss"),
@@ -538,29 +511,6 @@ class Training:
             )
         )
 
-    def _outcome(self, ending: Ending) -> Outcome:
-        if ending.why is Why.FAILED:
-            return "failed"
-        if ending.why is Why.DIVERGED:
-            return "diverged"
-        if ending.why is Why.STOP:
-            return "stopped"
-        untargeted = not convergence.targets(self._until)
-        met = self._judged and convergence.holds(self._until, self._metrics)
-        return "converged" if untargeted or met else "stopped"
-
-    def _reason(self, ending: Ending) -> str:
-        """Where the targets stand on the vector that is exported, when that is what counts."""
-        if ending.abrupt or not self._judged or not convergence.targets(self._until):
-            return ending.reason
-        stands = convergence.describe(self._until, self._metrics)
-        return stands if ending.why is Why.TARGET else f"{ending.reason}: {stands}"
-
-    def _metric_name(self) -> str | None:
-        """The metric to show: the target's, else what the model reports."""
-        known = [name for name in ("accuracy", "loss") if name in self._metrics]
-        return next(iter((*convergence.targets(self._until), *known)), None)
-
     def _maybe_progress(self) -> None:
         running = self._ledger.started and self._phase is not Phase.FINISHED
         if running and self._now_s - self._progress_s >= PROGRESS_S:
@@ -568,7 +518,7 @@ class Training:
             self._out.append(Progress(self._progress_fields()))
 
     def _progress_fields(self) -> dict[str, Any]:
-        name = self._metric_name()
+        name = verdict.metric_name(self._until, self._metrics)
         value = self._metrics.get(name or "", math.nan)
         return {
             **self._ledger.progress(self._now_s),
@@ -588,25 +538,6 @@ class Training:
             what, self._now_s, process=process, incarnation=member.incarnation
         )
         self._record(line)
-
-
-def _difference(first: Prepared, other: Prepared) -> str | None:
-    """One sentence about what two workers do not agree on, or None."""
-    names = [process_name("worker", who.worker) for who in (other, first)]
-    pairs = {
-        "training examples": (other.examples, first.examples),
-        "dtype": (other.dtype, first.dtype),
-        "tensors": (_shapes(other), _shapes(first)),
-        "contents of model or data (digest)": (other.digest, first.digest),
-    }
-    for what, (theirs, ours) in pairs.items():
-        if theirs != ours:
-            return f"{names[0]} and {names[1]} differ in their {what}: {theirs} and {ours}"
-    return None
-
-
-def _shapes(prepared: Prepared) -> str:
-    return " ".join(f"{name}{list(shape)}" for name, shape in prepared.tensors)
 
 
 _STEPS: dict[Phase, Callable[[Training], None]] = {

@@ -1,0 +1,85 @@
+"""How a run ends, in the words of the summary: outcome, reason, the metric that counts.
+
+*converged*: the targets hold on the frozen vector, or no target is set and a limit is reached.
+*stopped*: a limit came before the targets, or somebody asked (then also if the targets happen to
+hold). *diverged*: see `convergence`. *failed*: an error of the user's code or data, or `RunFailed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from dsgd_cli.contract.names import process_name
+from dsgd_cli.engine import convergence
+from dsgd_cli.engine.events import Failure, Outcome, Prepared, Until
+
+
+class Why(Enum):
+    """What is ending the run; a later one in this list overrules an earlier one."""
+
+    TARGET = 0
+    LIMIT = 1
+    STOP = 2
+    DIVERGED = 3
+    FAILED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why the run is ending; `failure` for FAILED."""
+
+    why: Why
+    reason: str
+    failure: Failure | None = None
+
+    @property
+    def abrupt(self) -> bool:
+        """No use in draining and judging."""
+        return self.why in (Why.DIVERGED, Why.FAILED)
+
+
+def outcome(ending: Ending, until: Until, frozen: Mapping[str, float] | None) -> Outcome:
+    """`frozen`: the metrics of the frozen vector, if it has been evaluated."""
+    if ending.why is Why.FAILED:
+        return "failed"
+    if ending.why is Why.DIVERGED:
+        return "diverged"
+    if ending.why is Why.STOP:
+        return "stopped"
+    met = frozen is not None and convergence.holds(until, frozen)
+    return "converged" if met or not convergence.targets(until) else "stopped"
+
+
+def reason(ending: Ending, until: Until, frozen: Mapping[str, float] | None) -> str:
+    """With where the targets stand on the vector that is exported, when that is what counts."""
+    if ending.abrupt or frozen is None or not convergence.targets(until):
+        return ending.reason
+    stands = convergence.describe(until, frozen)
+    return stands if ending.why is Why.TARGET else f"{ending.reason}: {stands}"
+
+
+def metric_name(until: Until, metrics: Mapping[str, float]) -> str | None:
+    """The metric to show: the target's, else what the model reports."""
+    known = [name for name in ("accuracy", "loss") if name in metrics]
+    return next(iter((*convergence.targets(until), *known)), None)
+
+
+def difference(first: Prepared, other: Prepared) -> str | None:
+    """One sentence about what two workers do not agree on, or None."""
+    names = [process_name("worker", who.worker) for who in (other, first)]
+    pairs = {
+        "training examples": (other.examples, first.examples),
+        "dtype": (other.dtype, first.dtype),
+        "tensors": (_shapes(other), _shapes(first)),
+        "contents of model or data (digest)": (other.digest, first.digest),
+    }
+    for what, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            return f"{names[0]} and {names[1]} differ in their {what}: {theirs} and {ours}"
+    return None
+
+
+def _shapes(prepared: Prepared) -> str:
+    return " ".join(f"{name}{list(shape)}" for name, shape in prepared.tensors)
