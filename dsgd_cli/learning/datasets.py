@@ -55,7 +55,13 @@ class Dataset:
         """Floats in the run's dtype; integers and booleans stay. Copies only what it must."""
 
         def cast(array: Array) -> Array:
-            return array.astype(dtype, copy=False) if array.dtype.kind == "f" else array
+            if array.dtype.kind != "f" or array.dtype == dtype:
+                return array
+            with np.errstate(over="ignore"):
+                made = array.astype(dtype)
+            if not np.isfinite(made).all():
+                raise UserCodeError(f"{self.name}: a number is too large for {dtype}")
+            return made
 
         return replace(
             self,

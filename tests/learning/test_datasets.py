@@ -59,6 +59,12 @@ def test_floats_take_the_dtype_of_the_run_and_integers_stay() -> None:
     assert data.as_dtype("float32").x is data.x and data.y is y
 
 
+def test_a_number_too_large_for_the_dtype_of_the_run() -> None:
+    x, y = np.full((2, 1), 1e99), np.arange(2)
+    with pytest.raises(UserCodeError, match="d: a number is too large for float32"):
+        Dataset("d", x, y, x, y).as_dtype("float32")
+
+
 def test_the_digest_sees_numbers_shapes_and_dtypes() -> None:
     x, y = np.zeros((4, 2), np.float32), np.arange(4)
     base = Dataset("a", x, y, x, y)
