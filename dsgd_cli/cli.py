@@ -57,7 +57,7 @@ def cli() -> None:
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def init(file: Path, force: bool) -> None:
     """Write a commented cluster description to FILE."""
-    from dsgd_cli.launcher.load import initial_file
+    from dsgd_cli.launcher.describe import initial_file
 
     try:
         with file.open("w" if force else "x") as out:
@@ -94,7 +94,7 @@ def check(file: Path, overrides: Sequence[str], as_json: bool) -> None:
 @cli.command()
 def schema() -> None:
     """Print the JSON Schema of the cluster description, for editors."""
-    from dsgd_cli.launcher.load import json_schema
+    from dsgd_cli.launcher.describe import json_schema
 
     _console(False).text(json_schema())
 
@@ -230,9 +230,7 @@ def logs(
 @json_option
 @click.option("--force", is_flag=True, help="Even when another dsgd holds the cluster.")
 @click.option("--purge", is_flag=True, help="Also remove results that did not come home.")
-def down(
-    file: Path, overrides: Sequence[str], as_json: bool, force: bool, purge: bool
-) -> None:
+def down(file: Path, overrides: Sequence[str], as_json: bool, force: bool, purge: bool) -> None:
     """Stop everything of the cluster on all hosts, and verify it. Twice is not an error."""
     console = _console(as_json)
     spec = _load(console, file, overrides).spec

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
+from dsgd_cli.contract.durations import format_duration
 from dsgd_cli.contract.errors import DsgdError
 
 SCHEMA = {"type": "version", "schema": "dsgd/1"}
@@ -196,10 +197,18 @@ def progress_line(message: Message) -> str:
         parts.append(f"loss {float(message['loss']):.4f}")
     if message.get("value") is not None and message.get("metric") not in (None, "loss"):
         parts.append(f"{message['metric']} {float(message['value']):.4f}")
-    elapsed = f"{float(message.get('elapsed_s') or 0):.1f}s"
+    parts.append(f"{float(message.get('elapsed_s') or 0):.1f}s")
     limits = message.get("limits") or {}
-    parts.append(" ".join([elapsed, *(f"{name} {limit}" for name, limit in limits.items() if limit)]))
+    if limits:
+        parts.append("until " + ", ".join(_limit(name, value) for name, value in limits.items()))
     return "  ".join(parts)
+
+
+def _limit(name: str, value: float) -> str:
+    """`accuracy 0.97`, `epoch 50`, `10m`."""
+    if name == "max_time_s":
+        return format_duration(float(value))
+    return f"{name.removeprefix('max_').removesuffix('s') if name.startswith('max_') else name} {value:g}"
 
 
 def summary_line(summary: Message) -> str:

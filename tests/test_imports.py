@@ -60,7 +60,11 @@ def test_a_folder_imports_only_what_it_may(folder: str) -> None:
 
 
 def test_paramiko_is_imported_in_one_file() -> None:
-    users = [p.name for p in PACKAGE.rglob("*.py") if "paramiko" in {n.split(".")[0] for n in imported(p)}]
+    users = [
+        p.name
+        for p in PACKAGE.rglob("*.py")
+        if "paramiko" in {n.split(".")[0] for n in imported(p)}
+    ]
     assert users in ([], ["ssh.py"])
 
 

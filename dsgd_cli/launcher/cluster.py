@@ -39,7 +39,7 @@ class Cluster:
             item.host for item in self.placed if item.process == "coordinator/0"
         )
         self.transports: dict[str, Transport] = {
-                name: transport_for(host, spec, say) for name, host in self.hosts.items()
+            name: transport_for(host, spec, say) for name, host in self.hosts.items()
         }
         self.remotes: dict[str, Remote] = {}
 
@@ -71,9 +71,7 @@ class Cluster:
         """Look at all connected hosts at once."""
         return on_all(
             self.remotes,
-            lambda name: observe(
-                self.remotes[name], self.spec.name, wanted.get(name) or Wanted()
-            ),
+            lambda name: observe(self.remotes[name], self.spec.name, wanted.get(name) or Wanted()),
             phase="observe",
             deadline_s=30.0,
         )
@@ -135,9 +133,7 @@ class Address:
     advertise: str
 
 
-def advertised(
-    hosts: Sequence[Host], observed: dict[str, ObservedHost]
-) -> dict[str, Address]:
+def advertised(hosts: Sequence[Host], observed: dict[str, ObservedHost]) -> dict[str, Address]:
     """The addresses of each host's daemons.
 
     A host is advertised at the address on which we reached it; this machine, in a cluster with

@@ -105,5 +105,3 @@ def _fetch_log(remote: Remote, run_dir: str, process: str, folder: Path) -> None
     with (folder / name).open("wb") as file:
         for chunk in remote.raw(size):
             file.write(chunk)
-
-

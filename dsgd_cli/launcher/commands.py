@@ -35,7 +35,12 @@ def start(
     with Interrupts(screen.note, timeout_s) as interrupts:
         try:
             running, todo = bring_up(
-                cluster, screen, phase=phases, confirm=confirm, interrupts=interrupts
+                cluster,
+                screen,
+                phase=phases,
+                confirm=confirm,
+                interrupts=interrupts,
+                trains=False,
             )
             running.release(spec.idle_timeout_s)
             report = _started(running, len(todo.starts), phases)
@@ -243,9 +248,7 @@ def _selected(process: str, roles: Sequence[str]) -> bool:
     return not roles or process in roles or process.split("/")[0] in roles
 
 
-def stop(
-    spec: ClusterSpec, screen: Screen, *, force: bool, purge: bool
-) -> Receipt:
+def stop(spec: ClusterSpec, screen: Screen, *, force: bool, purge: bool) -> Receipt:
     """`down`: stop everything on all hosts and verify it. Raises ClusterHeld unless forced."""
     cluster = Cluster(spec, screen.note)
     try:

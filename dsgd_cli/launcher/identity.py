@@ -80,9 +80,7 @@ def make_authority(cluster_id: str) -> Authority:
     certificate = (
         _builder(name, _name(name), key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(
-            x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
-        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     return Authority(cluster_id, _pem(certificate), _key_pem(key))

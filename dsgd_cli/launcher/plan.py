@@ -92,9 +92,7 @@ def fingerprint(process_spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def plan(
-    placed: Sequence[Placed], wanted_print: str, observed: Mapping[str, ObservedHost]
-) -> Plan:
+def plan(placed: Sequence[Placed], wanted_print: str, observed: Mapping[str, ObservedHost]) -> Plan:
     """The steps from `observed` to all of `placed` running."""
     used = _ordered_hosts(placed)
     keep = _kept_cluster(wanted_print, observed)

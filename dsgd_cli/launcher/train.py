@@ -25,12 +25,12 @@ from dsgd_cli.contract.errors import (
 from dsgd_cli.contract.spec import ClusterSpec
 from dsgd_cli.launcher.cluster import Cluster
 from dsgd_cli.launcher.collect import fetch_logs, fetch_model, make_run_dir
+from dsgd_cli.launcher.describe import resolved_yaml
 from dsgd_cli.launcher.down import FORCED_DOWN_S, GRACE_S, Receipt, take_down
 from dsgd_cli.launcher.interrupt import FORCED_CODE, Forced, Interrupts
-from dsgd_cli.launcher.load import resolved_yaml
 from dsgd_cli.launcher.phases import Phases
 from dsgd_cli.launcher.remote import Message
-from dsgd_cli.launcher.up import Running, bring_up, started_something
+from dsgd_cli.launcher.up import Running, bring_up, started_something, unreachable
 from dsgd_cli.launcher.watch import Screen, run_error
 
 STOP_TIMEOUT_S = 10.0  # from Ctrl-C to the end of the run
@@ -104,9 +104,7 @@ class Result:
         }
 
 
-def train(
-    spec: ClusterSpec, screen: TrainScreen, options: Options, phases: Phases
-) -> Result:
+def train(spec: ClusterSpec, screen: TrainScreen, options: Options, phases: Phases) -> Result:
     """Train, bring the result home and take the cluster down. Errors are in `Result.error`."""
     result = Result(spec, make_run_dir(spec.name, options.runs), phases)
     (result.run_dir / "cluster.yaml").write_text(resolved_yaml(spec))
@@ -121,6 +119,7 @@ def train(
                     phase=phases,
                     confirm=options.confirm,
                     interrupts=interrupts,
+                    trains=True,
                 )
                 with phases("train"):
                     _run(running, result, screen, interrupts)
@@ -141,12 +140,10 @@ def train(
     return result
 
 
-def _run(
-    running: Running, result: Result, screen: TrainScreen, interrupts: Interrupts
-) -> None:
+def _run(running: Running, result: Result, screen: TrainScreen, interrupts: Interrupts) -> None:
     """Start the run and read its events until it has finished. Raises when it failed."""
     spec = running.cluster.spec
-    running.tell_all("worker", lambda host: _files(running, host), keep=True)
+    running.tell_all("worker", lambda host: {"type": "files", **running.files(host)}, keep=True)
     interrupts.deliver = running.watch.interrupt
     try:
         running.tell(
@@ -167,18 +164,7 @@ def _run(
         result.error = Interrupted(f"stopped by {interrupts.reason}", interrupts.code)
 
 
-def _files(running: Running, host: str) -> Message:
-    cache = running.observed[host].cache
-    return {
-        "type": "files",
-        "model": running.needs.file_path(host, cache, "model"),
-        "data": running.needs.file_path(host, cache, "data"),
-    }
-
-
-def _follow(
-    running: Running, result: Result, screen: TrainScreen, metrics: IO[str]
-) -> Message:
+def _follow(running: Running, result: Result, screen: TrainScreen, metrics: IO[str]) -> Message:
     stop_by: float | None = None
     while True:
         if stop_by is not None and time.monotonic() > stop_by:
@@ -199,6 +185,8 @@ def _follow(
             screen.progress(said.message)
         elif kind == "record":
             metrics.write(json.dumps(said.message["record"]) + "\n")
+        elif kind == "unreachable":
+            raise unreachable(said.message, running.host_of)
         elif kind == "run_error":
             raise run_error(said.message, running.host_of)
         elif kind == "finished":
@@ -251,17 +239,13 @@ def _wind_down(
         result.receipt = take_down(cluster, grace_s=GRACE_S, lease_ends=ends)
 
 
-def _kill(
-    cluster: Cluster, running: Running | None, result: Result, screen: TrainScreen
-) -> None:
+def _kill(cluster: Cluster, running: Running | None, result: Result, screen: TrainScreen) -> None:
     """The second Ctrl-C: KILL everything, wait for two seconds, say what is not confirmed."""
     screen.progress_ends()
     screen.note("killing")
     ends = {host: running.renewal.ends_at(host) for host in cluster.hosts} if running else {}
     with result.phases("down"):
-        result.receipt = take_down(
-            cluster, grace_s=0.0, deadline_s=FORCED_DOWN_S, lease_ends=ends
-        )
+        result.receipt = take_down(cluster, grace_s=0.0, deadline_s=FORCED_DOWN_S, lease_ends=ends)
     result.error = Interrupted("killed by a second Ctrl-C", FORCED_CODE)
 
 

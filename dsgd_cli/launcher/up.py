@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsgd_cli.contract import names
-from dsgd_cli.contract.errors import ChangesPending, ClusterHeld, DeadlinePassed, DsgdError, HostError
+from dsgd_cli.contract.errors import (
+    ChangesPending,
+    ClusterHeld,
+    DeadlinePassed,
+    DsgdError,
+    HostError,
+)
 from dsgd_cli.launcher.cluster import Address, Cluster, advertised, python_of
 from dsgd_cli.launcher.identity import Authority, make_authority, new_cluster_id
 from dsgd_cli.launcher.interrupt import Interrupts
@@ -26,6 +32,8 @@ from dsgd_cli.launcher.remote import AgentLink, Message
 from dsgd_cli.launcher.watch import Said, Screen, Watch, wait_for
 
 START_TIMEOUT_S = 30.0
+PROBE_TIMEOUT_S = 300.0  # it loads the user's data
+PROBE = "probe"
 CA_KEY = "ca.key"
 
 
@@ -50,6 +58,11 @@ class Running:
     @property
     def host_of(self) -> dict[str, str]:
         return {item.process: item.host for item in self.cluster.placed}
+
+    def files(self, host: str) -> Message:
+        """Where the user's model and data are on this host."""
+        cache = self.observed[host].cache
+        return {what: self.needs.file_path(host, cache, what) for what in ("model", "data")}
 
     def tell(self, process: str, message: Message, *, keep: bool = False) -> None:
         """Send a message to a process, through its agent."""
@@ -86,6 +99,7 @@ def bring_up(
     phase: Callable[[str], Any],
     confirm: Callable[[str], bool],
     interrupts: Interrupts,
+    trains: bool,
 ) -> tuple[Running, Plan]:
     """Make what the description says run. Raises a DsgdError; what was started is still there."""
     with phase("up"):
@@ -110,6 +124,8 @@ def bring_up(
         with interrupts.held():  # an agent that is being started must be known to the teardown
             running = _join_agents(cluster, screen, todo, observed, needs)
         try:
+            if trains or todo.starts:
+                probe(running)
             _start_processes(running, todo.starts)
         except BaseException:
             running.close()
@@ -140,9 +156,7 @@ def clear(cluster: Cluster, hosts: Sequence[str]) -> None:
     """Take down what is on these hosts."""
     on_all(
         hosts,
-        lambda host: cluster.remotes[host].call(
-            "teardown", cluster=cluster.spec.name, grace_s=5.0
-        ),
+        lambda host: cluster.remotes[host].call("teardown", cluster=cluster.spec.name, grace_s=5.0),
         phase="clear",
         deadline_s=30.0,
     )
@@ -177,6 +191,7 @@ def _join_agents(
             )
         link = remote.attach(cluster.spec.name, events)
         link.call("lease", holder="launcher", seconds=cluster.spec.lease_s)
+        link.call("subscribe", logs=True)
         return link
 
     hosts = [name for name in cluster.used if name in observed]
@@ -195,14 +210,45 @@ def _join_agents(
     return running
 
 
+def probe(running: Running) -> None:
+    """Try the user's own model and data on the first worker's host, before any server starts.
+
+    What is built in was checked with the description. Raises ProcessDied with the traceback.
+    """
+    spec = running.cluster.spec
+    if spec.train.model.kind == "builtin" and spec.train.data.kind == "builtin":
+        return
+    host = running.host_of[names.process_name("worker", 0)]
+    setup = {
+        "train": spec.train.model_dump(mode="json"),
+        "seed": spec.seed,
+        "files": running.files(host),
+    }
+    running.links[host].call(
+        "start",
+        process=PROBE,
+        argv=daemon_argv(running, host, PROBE),
+        env=daemon_env(running, host, "worker"),
+        restart=False,
+        setup=setup,
+    )
+    wait_for(
+        running.watch,
+        lambda said: said.process == PROBE and said.message.get("type") == "probed",
+        PROBE_TIMEOUT_S,
+        lambda: DeadlinePassed("loading model and data", host, PROBE_TIMEOUT_S),
+    )
+
+
 def _start_processes(running: Running, starts: Sequence[StartProcess]) -> None:
     """Start what is missing and wait until all of the cluster's processes answer."""
 
-    def greet(host: str) -> Message:
-        running.links[host].call("subscribe", logs=True)
-        return running.links[host].call("hello")
-
-    hello = on_all(running.links, greet, phase="agent", deadline_s=START_TIMEOUT_S)
+    hello = on_all(
+        running.links,
+        lambda host: running.links[host].call("hello"),
+        phase="agent",
+        deadline_s=START_TIMEOUT_S,
+    )
     for state in hello.values():
         for process, entry in state["processes"].items():
             if entry.get("ready"):
@@ -315,9 +361,7 @@ def _form(running: Running) -> None:
         {"type": "cluster", "servers": servers, "workers": cluster.spec.workers.count},
         keep=True,
     )
-    running.tell_all(
-        "worker", lambda host: {"type": "join", "coordinator": coordinator}, keep=True
-    )
+    running.tell_all("worker", lambda host: {"type": "join", "coordinator": coordinator}, keep=True)
     began = time.monotonic()
 
     def done(said: Said) -> bool:

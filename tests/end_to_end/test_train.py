@@ -74,7 +74,17 @@ def test_metrics_tell_where_the_time_went(user: User) -> None:
     reports = [r for r in user.metrics(summary["run_dir"]) if r["kind"] == "report"]
     assert {r["worker"] for r in reports} == {0, 1}
     for report in reports:
-        keys = ("step", "time", "epoch", "loss", "staleness", "bytes", "pull_s", "compute_s", "push_s")
+        keys = (
+            "step",
+            "time",
+            "epoch",
+            "loss",
+            "staleness",
+            "bytes",
+            "pull_s",
+            "compute_s",
+            "push_s",
+        )
         assert all(key in report for key in keys)
     assert sum(r["steps"] for r in reports) == summary["steps"]
     evaluations = [r for r in user.metrics(summary["run_dir"]) if r["kind"] == "evaluate"]
@@ -125,7 +135,9 @@ def test_text_output_ends_with_the_receipt(user: User) -> None:
 
 
 def test_the_same_seed_with_one_worker_gives_the_same_model(user: User) -> None:
-    path = user.write(DIGITS.replace("workers: 2", "workers: 1").replace("max_epochs: 100", "max_epochs: 2"))
+    path = user.write(
+        DIGITS.replace("workers: 2", "workers: 1").replace("max_epochs: 100", "max_epochs: 2")
+    )
     models = []
     for _ in range(2):
         run = user.dsgd("train", str(path), "--json", "--allow-unconverged")

@@ -37,7 +37,7 @@ def test_the_first_is_delivered_while_somebody_takes_it_and_the_second_forces() 
 
 def test_a_held_signal_comes_when_the_block_ends() -> None:
     steps: list[str] = []
-    with Interrupts(print) as interrupts, pytest.raises(Interrupted):  # noqa: PT012
+    with Interrupts(print) as interrupts, pytest.raises(Interrupted):
         with interrupts.held():
             send()
             steps.append("the block goes on")

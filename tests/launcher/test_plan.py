@@ -41,7 +41,7 @@ def host(name: str, **changes: Any) -> ObservedHost:
 
 def living(name: str, *processes: str, dead: tuple[str, ...] = (), **changes: Any) -> ObservedHost:
     """A host with a living agent of the described cluster."""
-    known = {process: True for process in processes} | dict.fromkeys(dead, False)
+    known = dict.fromkeys(processes, True) | dict.fromkeys(dead, False)
     values: dict[str, Any] = {
         "agent_alive": True,
         "cluster_id": "c1",
