@@ -1,7 +1,7 @@
 """Starts the agent of a cluster on this host, detached from the connection that asked for it.
 
 The same stub and payload as for this process, with another entry: nothing needs to be installed.
-The agent forks into a session of its own, takes the run directory's lock, listens, and only then
+The agent inherits the run directory's lock, forks into a session of its own, listens, and only then
 answers on the pipe to us; whatever goes wrong before that comes back as its error.
 """
 
@@ -12,12 +12,15 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from dsgd_cli.agent import bridge, framing, hold, names, observe, paths, payload, processes
 from dsgd_cli.agent.framing import Message, Refused
 
+LOCK = "lock"
+LOCK_WAIT_S = 5.0
 START_TIMEOUT_S = 15.0
 ANSWER_TIMEOUT_S = 5.0
 
@@ -27,35 +30,55 @@ def start_agent(request: Message) -> Message:
     cluster = names.cluster(request.get("cluster"))
     cluster_id = names.checked(names.CLUSTER_ID, request.get("cluster_id"), "cluster id")
     run_dir = paths.run_dir(cluster)
-    agent = observe.agent_of(run_dir)
-    if agent is not None and agent["alive"]:
-        if agent["cluster_id"] != cluster_id:
-            raise Refused("busy", f"another cluster {cluster} runs here", agent=agent)
-        ask(run_dir, {"id": 0, "do": "hello"}, ANSWER_TIMEOUT_S)
-        return {"pid": agent["pid"], "already": True}
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        agent = observe.agent_of(run_dir)
+        if agent is not None and agent["alive"]:
+            if agent["cluster_id"] != cluster_id:
+                raise Refused("busy", f"another cluster {cluster} runs here", agent=agent)
+            ask(run_dir, {"id": 0, "do": "hello"}, ANSWER_TIMEOUT_S)
+            return {"pid": agent["pid"], "already": True}
+        lock = hold.lock_file(run_dir / LOCK)
+        if lock is not None:
+            break
+        if time.monotonic() > deadline:
+            raise Refused("busy", f"an agent of {cluster} starts or ends here at this moment")
+        time.sleep(0.02)
+    try:
+        return _start(request, run_dir, lock)
+    finally:
+        os.close(lock)
+
+
+def _start(request: Message, run_dir: Path, lock: int) -> Message:
+    """With the run directory's lock, which the agent inherits: no other can come in between."""
     clear(run_dir)
-    config = {**request, "run_dir": str(run_dir)}
+    cluster, cluster_id = request["cluster"], request["cluster_id"]
+    config = {**request, "run_dir": str(run_dir), "lock": lock}
     environment = {name: value for name, value in os.environ.items() if name[:5] != "DSGD_"}
     environment |= {processes.CLUSTER: cluster, processes.CLUSTER_ID: cluster_id}
     environment |= {processes.RUN_DIR: str(run_dir), processes.PROCESS: processes.AGENT}
     python = request.get("python") or sys.executable
     argv = [str(python), "-I", "-u", "-c", payload.STUB, "dsgd-agent", cluster]
     try:
-        return _run(argv, environment, payload.payload("supervisor") + framing.encode(config))
+        stdin = payload.payload("supervisor") + framing.encode(config)
+        return _run(argv, environment, stdin, lock)
     except Refused:
         processes.end_strays(run_dir, cluster_id)
         clear(run_dir)
         with contextlib.suppress(OSError):
-            (run_dir / "lock").unlink()
+            (run_dir / LOCK).unlink()
             run_dir.rmdir()
         paths.prune()
         raise
 
 
-def _run(argv: list[str], environment: dict[str, str], stdin: bytes) -> Message:
+def _run(argv: list[str], environment: dict[str, str], stdin: bytes, lock: int) -> Message:
     pipe = subprocess.PIPE
     try:
-        child = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+        child = subprocess.Popen(
+            argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, pass_fds=(lock,)
+        )
     except OSError as error:
         raise Refused("unfit", f"cannot start {argv[0]}: {error.strerror}") from None
     try:
@@ -74,20 +97,14 @@ def _run(argv: list[str], environment: dict[str, str], stdin: bytes) -> Message:
 
 
 def clear(run_dir: Path) -> None:
-    """End and remove what a dead agent left. The launcher's lock stays: it may be ours."""
-    lock = hold.lock_file(run_dir / "lock")
-    if lock is None:
-        raise Refused("busy", "an agent starts or ends here at this moment")
-    try:
-        processes.end_all(lambda: members(run_dir), grace_s=1.0)
-        paths.socket_path(run_dir).unlink(missing_ok=True)
-        for entry in run_dir.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            elif entry.name not in ("lock", hold.LOCK):
-                entry.unlink(missing_ok=True)
-    finally:
-        os.close(lock)
+    """End and remove what a dead agent left, but the locks: they are ours, or may be."""
+    processes.end_all(lambda: members(run_dir), grace_s=1.0)
+    paths.socket_path(run_dir).unlink(missing_ok=True)
+    for entry in run_dir.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name not in (LOCK, hold.LOCK):
+            entry.unlink(missing_ok=True)
 
 
 def members(run_dir: Path) -> set[tuple[int, int]]:

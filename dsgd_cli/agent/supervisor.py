@@ -12,15 +12,16 @@ import os
 import selectors
 import signal
 import socket
-import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from dsgd_cli.agent import framing, hold, names, paths, processes
 from dsgd_cli.agent.clients import Clients
 from dsgd_cli.agent.commands import Commands, Done
 from dsgd_cli.agent.fleet import Fleet
 from dsgd_cli.agent.framing import Input, Message, Refused
+from dsgd_cli.agent.launch import LOCK
 from dsgd_cli.agent.lease import Lease, now_s, seconds
 from dsgd_cli.agent.store import Store
 from dsgd_cli.agent.teardown import GRACE_S
@@ -28,7 +29,6 @@ from dsgd_cli.agent.teardown import GRACE_S
 LAPSE_GRACE_S = 2.0
 FLUSH_S = 1.0
 LONGEST_WAIT_S = 1.0  # epoll's clock stands still in suspension, ours does not
-LOCK_WAIT_S = 5.0
 NOTHING: Message = {"stopped": 0, "killed": 0, "killed_processes": []}
 
 
@@ -73,7 +73,7 @@ class Agent:
         self._asked: list[Done] = []  # by whom to end
         self._ended: Message | None = None
         self._grace_until = 0.0
-        self._lock = take_lock(self.run_dir / "lock")
+        inherit_lock(config.get("lock"), self.run_dir)
         paths.make_private(self.run_dir / "logs")
         self._selector = selectors.DefaultSelector()
         self._signals = self._catch_signals()
@@ -166,14 +166,15 @@ class Agent:
                 self._end(GRACE_S)
 
 
-def take_lock(path: Path) -> int:
-    """The lock that says: this run directory has an agent. An ending one is waited for."""
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while (descriptor := hold.lock_file(path)) is None:
-        if time.monotonic() > deadline:
-            raise Refused("busy", f"another agent has {path.parent}")
-        time.sleep(0.02)
-    return descriptor
+def inherit_lock(descriptor: Any, run_dir: Path) -> None:
+    """The lock that says: this run directory has an agent. Ours for life, not our children's."""
+    try:
+        os.set_inheritable(descriptor, False)
+        if hold.is_still(descriptor, run_dir / LOCK):
+            return
+    except (OSError, TypeError):
+        pass
+    raise Refused("busy", f"{run_dir} was taken away")
 
 
 def bind(run_dir: Path) -> socket.socket:

@@ -190,7 +190,7 @@ class Host:
 
 
 def start(link: Lines, process: str, behaviour: str = "", **more: Any) -> int:
-    argv = [sys.executable, "-I", "-c", CHILD, behaviour]
+    argv = [sys.executable, "-I", "-u", "-c", CHILD, behaviour]
     arguments = {"argv": argv, "env": {}, "setup": {"process": process}, "restart": False}
     pid: int = link.call("start", process=process, **{**arguments, **more})["pid"]
     return pid
