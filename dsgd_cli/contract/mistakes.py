@@ -8,6 +8,7 @@ findings into the same words, so that nobody ever reads pydantic's. One cause gi
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
 Path = tuple[str | int, ...]
+MAX_MISTAKES = 400  # of one specification: more than anybody reads
 
 
 class Mistake(NamedTuple):
@@ -32,7 +34,7 @@ class Mistake(NamedTuple):
 
 def mistakes(found: Iterable[Mistake]) -> PydanticCustomError:
     """The exception by which a validator reports mistakes; paths start at what it validates."""
-    listed = list(found)
+    listed = list(itertools.islice(found, MAX_MISTAKES))
     text = "; ".join(str(mistake) for mistake in listed).replace("{", "(").replace("}", ")")
     # pydantic formats the text with the context; braces of the user's must not look like fields.
     return PydanticCustomError("mistakes", text, {"mistakes": listed})
@@ -73,7 +75,9 @@ def show(value: object, limit: int = 40) -> str:
     return clean if isinstance(value, int) else f"'{clean}'"
 
 
-def explain(model: type[BaseModel], error: ValidationError, limit: int = 400) -> list[Mistake]:
+def explain(
+    model: type[BaseModel], error: ValidationError, limit: int = MAX_MISTAKES
+) -> list[Mistake]:
     """Findings of pydantic as mistakes, in the order found; about `limit` of them at most."""
     found: list[Mistake] = []
     for item in error.errors(include_url=False)[:limit]:

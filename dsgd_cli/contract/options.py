@@ -45,7 +45,7 @@ class Mlp(Options):
     """Layers of rectified linear units, then softmax."""
 
     hidden: tuple[Annotated[Whole, Field(ge=1, le=1_000_000)], ...] = Field(
-        default=(128,), description="units of each hidden layer"
+        default=(128,), max_length=100, description="units of each hidden layer"
     )
     l2: Number = Field(default=0.0, ge=0, description="the loss has l2 / 2 × weights²")
 

@@ -9,8 +9,9 @@ exists is for `launcher.load` to say.
 
 # No `from __future__ import annotations`: pydantic would compile each annotation once more.
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,7 +29,15 @@ from pydantic_core import core_schema
 
 from dsgd_cli.contract import names
 from dsgd_cli.contract.durations import format_duration, parse_duration, parse_every
-from dsgd_cli.contract.mistakes import Mistake, did_you_mean, explain, mistake, mistakes, show
+from dsgd_cli.contract.mistakes import (
+    MAX_MISTAKES,
+    Mistake,
+    did_you_mean,
+    explain,
+    mistake,
+    mistakes,
+    show,
+)
 from dsgd_cli.contract.options import (
     ALGORITHMS,
     DATASETS,
@@ -257,18 +266,21 @@ def _count_form(value: object, what: str) -> object:
 def _env(value: object) -> object:
     if not isinstance(value, Mapping):
         raise mistake(f"expected a mapping, found {show(value)}", "write {KEY: value}")
-    wrong = []
-    for key, text in value.items():
-        if not isinstance(key, str) or re.fullmatch(ENV_NAME, key) is None:
-            hint = "use letters, digits and '_'"
-            wrong.append(Mistake((key,), f"{show(key)} is not a variable's name", hint, True))
-        elif key.startswith("DSGD_"):
-            wrong.append(Mistake((key,), f"{show(key)} is dsgd's own", "use another name", True))
-        elif isinstance(text, str) and "\0" in text:
-            wrong.append(Mistake((key,), "a NUL character in a variable", "remove it"))
+    wrong = list(itertools.islice(_wrong_variables(value), MAX_MISTAKES))
     if wrong:
         raise mistakes(wrong)
     return value
+
+
+def _wrong_variables(env: Mapping[object, object]) -> Iterator[Mistake]:
+    for key, text in env.items():
+        if not isinstance(key, str) or re.fullmatch(ENV_NAME, key) is None:
+            hint = "use letters, digits and '_'"
+            yield Mistake((str(key),), f"{show(key)} is not a variable's name", hint, key=True)
+        elif key.startswith("DSGD_"):
+            yield Mistake((key,), f"{show(key)} is dsgd's own", "use another name", key=True)
+        elif isinstance(text, str) and "\0" in text:
+            yield Mistake((key,), "a NUL character in a variable", "remove it")
 
 
 class Servers(Tree):

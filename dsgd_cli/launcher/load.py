@@ -327,7 +327,7 @@ def _validate(root: Node, problems: list[Problem], hurt: set[str]) -> ClusterSpe
     try:
         return ClusterSpec.model_validate(data)
     except ValidationError as error:
-        found = explain(ClusterSpec, error, limit=4 * MAX_SHOWN)
+        found = explain(ClusterSpec, error)
     problems += [_place(root, mistake) for mistake in found]
     hurt |= {str(mistake.path[0]) for mistake in found if mistake.path}
     for field in hurt:
@@ -486,9 +486,9 @@ def _rendered(problem: Problem) -> list[str]:
     said = f"{problem.what} - {problem.hint}" if problem.hint else problem.what
     lines = [f"{_at(place)}  {said}"]
     if place.line < len(place.source.lines):
-        text = _clean(place.source.lines[place.line])
+        text = place.source.lines[place.line]
         start = max(0, min(place.column - WIDTH // 2, len(text) - WIDTH))
-        shown = text[start : start + WIDTH]
+        shown = _clean(text[start : start + WIDTH])
         column = place.column - start
         carets = max(1, min(place.end, start + len(shown)) - place.column)
         lines += [

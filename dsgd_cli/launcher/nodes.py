@@ -137,10 +137,11 @@ class _Reader:
         problem = str(getattr(error, "problem", None) or "not readable")
         line, column = (mark.line, mark.column) if mark is not None else (0, 0)
         lines = self._source.lines
+        column += self._source.shift if line == 0 else 0
         if line >= len(lines) and lines:  # the end of the text: point behind its last character
             line, column = len(lines) - 1, len(lines[-1])
-        if line == 0:
-            column += self._source.shift
+        if "alphabetic or numeric" in problem and lines[line][column - 1 : column] in ("*", "&"):
+            column -= 1
         place = Place(self._source, line, column, column + 1)
         rest = lines[line][column:] if line < len(lines) else ""
         return Problem(place, *_syntax_words(problem, rest))

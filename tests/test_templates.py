@@ -1,0 +1,65 @@
+"""The templates: each loads without a note, can be placed, and is what its name says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsgd_cli.launcher.load import load
+from dsgd_cli.launcher.placement import place
+from dsgd_cli.learning.adapters import load_data, load_model
+
+FOLDER = Path(__file__).parents[1] / "cluster_templates"
+TEMPLATES = sorted(FOLDER.glob("*.yaml"))
+
+
+def test_all_of_them_are_there() -> None:
+    names = [path.stem for path in TEMPLATES]
+    assert names == ["localhost", "own-model", "ssh-localhost", "ssh-two-hosts"]
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_a_template_loads_and_can_be_placed(path: Path) -> None:
+    made = load(path)
+    assert made.notes == ()
+    assert made.spec.train.until.has_target
+    placed = place(made.spec)
+    assert len(placed) == 1 + made.spec.servers.count + made.spec.workers.count
+    assert {item.host for item in placed} == {host.name for host in made.spec.hosts}
+    local = {host.transport for host in made.spec.hosts} == {"local"}
+    assert local == (not path.name.startswith("ssh-"))
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_what_is_commented_out_is_valid_too(path: Path, tmp_path: Path) -> None:
+    lines = []
+    for line in path.read_text().splitlines():
+        bare = line.lstrip()
+        if bare.startswith("# ") and line != bare and ":" in bare.split()[1]:
+            line = line.replace("# ", "", 1).replace("SHA256:…", f"SHA256:{'A' * 43}")
+        lines.append(line)
+    file = tmp_path / path.name
+    file.write_text("\n".join(lines))
+    for model in FOLDER.glob("*.py"):
+        (tmp_path / model.name).write_bytes(model.read_bytes())
+    load(file)
+
+
+def test_the_model_of_ones_own_learns() -> None:
+    spec = load(FOLDER / "own-model.yaml").spec
+    assert spec.train.until.accuracy is not None
+    model = load_model("file", path=Path(spec.train.model.path))
+    data = load_data("builtin", "digits")
+    rng = np.random.default_rng(spec.seed)
+    params = model.init(rng, data.example(32))
+    out = {name: np.empty_like(array) for name, array in params.items()}
+    for _ in range(8):
+        order = rng.permutation(data.examples)
+        for batch in np.array_split(order, data.examples // spec.train.batch_size):
+            model.gradients(params, data.x[batch], data.y[batch], out)
+            for name, array in params.items():
+                array -= 0.5 * out[name]
+    right = model.predict(params, data.x_test).argmax(axis=1) == data.y_test
+    assert right.mean() >= spec.train.until.accuracy
