@@ -34,29 +34,9 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "boolean": bool,
     "null": type(None),
 }
-KNOWN = {
-    "type",
-    "enum",
-    "const",
-    "anyOf",
-    "$ref",
-    "properties",
-    "required",
-    "additionalProperties",
-    "items",
-    "minItems",
-    "maxItems",
-    "minimum",
-    "maximum",
-    "exclusiveMinimum",
-    "exclusiveMaximum",
-    "pattern",
-    "description",
-    "default",
-    "title",
-    "$defs",
-    "$schema",
-}
+KNOWN = {"type", "enum", "const", "anyOf", "$ref", "properties", "required", "items", "pattern"}
+KNOWN |= {"additionalProperties", "minItems", "maxItems", "minimum", "maximum", "title", "default"}
+KNOWN |= {"exclusiveMinimum", "exclusiveMaximum", "description", "$defs", "$schema"}
 
 
 def fits(value: Any, schema: dict[str, Any]) -> bool:
@@ -108,7 +88,7 @@ VALID: list[dict[str, Any]] = [
     {},
     {"hosts": "gpu[1-4]", "servers": 2, "workers": 3},
     {"hosts": ["local", {"address": "a", "port": 22, "slots": 2, "identity_file": "k"}]},
-    {"workers": {"count": 8, "on": "a*", "threads": 2, "env": {"A": "x", "B": 1, "C": True}}},
+    {"workers": {"count": 8, "on": "a*", "threads": 2, "env": {"A": "x"}}},
     {"servers": {"count": 2, "on": ["a", "b"]}},
     {"lease": "15s", "idle_timeout": 60, "ssh": {"connect_timeout": "1.5s"}},
     {"train": {"model": "softmax", "data": "x/data.py", "optimizer": "sgd"}},
@@ -151,7 +131,7 @@ def test_what_the_models_refuse_the_schema_refuses(fields: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_the_schema_takes_the_templates(path: Path) -> None:
-    assert fits(yaml.safe_load(path.read_text().replace("on:", "'on':")), SCHEMA)
+    assert fits(yaml.safe_load(re.sub(r"\bon:", "'on':", path.read_text())), SCHEMA)
 
 
 def test_the_first_file_is_valid_as_it_is(tmp_path: Path) -> None:
@@ -208,4 +188,4 @@ def test_every_key_of_the_table_can_be_set(tmp_path: Path) -> None:
         if ":" not in key:
             with pytest.raises(SpecError) as caught:
                 load(file, [f"{key}=[[]]"])
-            assert "unknown" not in caught.value.details[0], caught.value.details
+            assert "unknown key" not in caught.value.details[0], caught.value.details
