@@ -46,6 +46,7 @@ CONNECT_TIMEOUT_S = 10.0
 AUTH_TIMEOUT_S = 10.0
 CHANNEL_TIMEOUT_S = 10.0
 RETRY_PAUSES_S = (0.2, 0.8, 2.0)
+SESSION_PAUSES_S = (0.1, 0.3, 0.6)
 DEAD_PEER_S = 12  # unanswered bytes or keepalives for so long: the connection is dead
 KEEPALIVE_AFTER_S = 5
 KEEPALIVE_EVERY_S = 3
@@ -119,8 +120,8 @@ class SshTransport:
 
     def open(self, argv: Sequence[str]) -> SshStream:
         command = "exec " + shlex.join(argv)
-        if "\0" in command:
-            raise ConnectFailed(self.host, "a command cannot contain a NUL character")
+        if "\0" in command or argv[0].startswith("-"):  # `exec` would take it for an option
+            raise ConnectFailed(self.host, f"cannot start {argv[0]!r}: not the name of a program")
         return self._connected().start(command)
 
     def close(self) -> None:
@@ -388,7 +389,7 @@ def _negotiate(server: Server, transport: paramiko.Transport, budget: Budget) ->
             raise NoCommonHostKey from error
         raise ConnectFailed(
             server.host,
-            f"{server} and dsgd have no encryption in common: {error}",
+            f"{server} and dsgd cannot agree in the SSH handshake: {error}",
             remedy="update its SSH server",
         ) from error
     except (paramiko.SSHException, OSError, EOFError) as error:
@@ -411,6 +412,7 @@ def _shut(transport: paramiko.Transport) -> None:
     with contextlib.suppress(OSError):
         transport.sock.shutdown(socket.SHUT_RDWR)  # wakes its thread
     transport.close()
+    transport.packetizer.complete_handshake()  # or its timer's thread lives on for a while
     if transport.is_alive():
         transport.join(2.0)
     transport.sock.close()
@@ -778,7 +780,7 @@ class Connection:
         return stream
 
     def _open_channel(self) -> paramiko.Channel:
-        for pause_s in (*RETRY_PAUSES_S, None):
+        for pause_s in (*SESSION_PAUSES_S, None):
             try:
                 return self._transport.open_session(timeout=CHANNEL_TIMEOUT_S)
             except paramiko.ChannelException as error:  # a program that was closed still ends

@@ -1,0 +1,254 @@
+"""Clusters of machines that have nothing but python3: shipping, faults, teardown, over real sshd."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from tests.end_to_end.conftest import REPOSITORY, User, wait_until
+from tests.ssh.hosts import Hosts, assert_nothing_left, require
+
+pytestmark = [pytest.mark.ssh, pytest.mark.timeout(180)]
+
+CLUSTER = """
+name: lab
+hosts: [HOSTS]
+servers: 2
+workers: 4
+lease: 3s
+train:
+  until: {accuracy: 0.97, max_epochs: 100}
+"""
+ENDLESS = CLUSTER.replace("accuracy: 0.97, max_epochs: 100", "accuracy: 1.0, loss: 0.0, max_time: 5m")
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One launcher's cache for the module, so that wheels are downloaded once."""
+    return tmp_path_factory.mktemp("launcher-cache")
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    require()
+    with Hosts(2) as two:
+        yield two
+
+
+@pytest.fixture
+def user(tmp_path: Path, wheels: Path, hosts: Hosts) -> Iterator[User]:
+    """Somebody whose key the hosts accept; nothing of theirs is left there afterwards."""
+    hosts.make_home(tmp_path)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("DSGD_", "XDG_", "SSH_"))
+    }
+    env |= {
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(wheels),
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+        "PYTHONPATH": str(REPOSITORY),
+        "NO_COLOR": "1",
+    }
+    before = hosts.snapshots()
+    somebody = User(folder, "lab", env)
+    yield somebody
+    for process in somebody.started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+    for host in hosts:
+        host.plug()
+    wait_until(lambda: not any(daemons(host) for host in hosts), 15, "the hosts' processes end")
+    assert_nothing_left(before, hosts.snapshots())
+
+
+def write(user: User, hosts: Hosts, text: str = CLUSTER) -> None:
+    user.write(text.replace("HOSTS", ", ".join(host.address for host in hosts)))
+
+
+def daemons(host) -> list[str]:  # type: ignore[no-untyped-def]
+    """The processes of dsgd on a host, seen from outside."""
+    return [str(p) for p in host.processes() if "dsgd" in str(p)]
+
+
+def training(user: User, hosts: Hosts):  # type: ignore[no-untyped-def]
+    """An endless training that has made progress."""
+    write(user, hosts, ENDLESS)
+    process = user.start("train", "--json")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if '"progress"' in line:
+            return process
+    pytest.fail(process.communicate()[1])
+
+
+def test_bare_hosts_get_what_they_need_once_and_train(user: User, hosts: Hosts) -> None:
+    write(user, hosts)
+    first = user.dsgd("train", "--json", timeout_s=120)
+    assert first.code == 0, first.err
+    assert first.err.count(": sending ") == 2
+    assert first.summary["value"] >= 0.97
+    assert (first.summary["stopped"], first.summary["left"]) == (7, 0)
+    model = load_file(user.folder / first.summary["run_dir"] / "model.safetensors")
+    assert sum(array.size for array in model.values()) == 64 * 128 + 128 + 128 * 10 + 10
+    second = user.dsgd("train", "--json")
+    assert second.code == 0, second.err
+    assert "sending" not in second.err
+    assert not any(daemons(host) for host in hosts)
+
+
+def test_processes_are_spread_and_addressed_as_the_hosts_are_reached(
+    user: User, hosts: Hosts
+) -> None:
+    write(user, hosts)
+    up = user.dsgd("up", "--json")
+    assert up.code == 0, up.err
+    where = {row[0]: (row[1], row[3]) for row in up.lines[-1]["table"]}
+    a, b = (host.address for host in hosts)
+    assert where["server/1"][0] == b
+    assert where["server/1"][1].startswith(f"{b}:")
+    assert {p: host for p, (host, _) in where.items() if p.startswith("worker")} == {
+        "worker/0": a,
+        "worker/1": a,
+        "worker/2": b,
+        "worker/3": b,
+    }
+    assert user.dsgd("up", "--json").lines[-1]["started"] == 0
+    down = user.dsgd("down", "--json")
+    assert (down.code, down.lines[-1]["stopped"], down.lines[-1]["left"]) == (0, 7, [])
+
+
+def test_another_laptop_with_only_the_file_takes_it_down(
+    user: User, hosts: Hosts, tmp_path: Path
+) -> None:
+    write(user, hosts)
+    assert user.dsgd("up").code == 0
+    assert all(daemons(host) for host in hosts)
+    other = User(user.folder, "lab", {**user.env, "XDG_STATE_HOME": str(tmp_path / "other")})
+    down = other.dsgd("down", "--json")
+    assert (down.code, down.lines[-1]["stopped"]) == (0, 7)
+
+
+def test_kill_9_of_the_launcher_leaves_nothing_within_the_lease(user: User, hosts: Hosts) -> None:
+    process = training(user, hosts)
+    assert all(daemons(host) for host in hosts)
+    process.kill()
+    began = time.monotonic()
+    wait_until(lambda: not any(daemons(host) for host in hosts), 3 + 5, "the hosts clean up")
+    assert time.monotonic() - began > 0.5
+
+
+def test_a_pulled_cable_of_a_workers_host_leaves_nothing_there_and_the_run_goes_on(
+    user: User, hosts: Hosts
+) -> None:
+    process = training(user, hosts)
+    hosts[1].unplug()
+    wait_until(lambda: not daemons(hosts[1]), 3 + 5, "the host without a cable cleans up")
+    run = user.finish(process, timeout_s=60)  # it held a server: the run cannot go on
+    assert run.code == 6, run.err
+    assert run.summary["outcome"] == "failed"
+    wait_until(lambda: not daemons(hosts[0]), 3 + 5, "the other host")
+
+
+def test_down_with_an_unreachable_host_is_9_and_says_when_its_lease_ends(
+    user: User, hosts: Hosts
+) -> None:
+    write(user, hosts, CLUSTER.replace("lease: 3s", "lease: 3s\nidle_timeout: 20s"))
+    assert user.dsgd("up").code == 0
+    hosts[1].unplug()
+    down = user.dsgd("down", timeout_s=60)
+    assert down.code == 9, down.err
+    assert hosts[1].address in down.err
+    assert "lease" in down.err
+    assert not daemons(hosts[0])
+    assert daemons(hosts[1])
+    wait_until(lambda: not daemons(hosts[1]), 25, "the end of its lease")
+
+
+def test_ctrl_c_brings_the_model_home(user: User, hosts: Hosts) -> None:
+    process = training(user, hosts)
+    process.send_signal(signal.SIGINT)
+    run = user.finish(process, timeout_s=20)
+    assert run.code == 130, run.err
+    assert run.summary["left"] == 0
+    assert load_file(user.folder / run.summary["run_dir"] / "model.safetensors")
+
+
+def test_a_route_that_is_closed_between_worker_and_server_is_named(
+    user: User, hosts: Hosts
+) -> None:
+    write(user, hosts)
+    hosts[1].blackhole(hosts[0].address)
+    try:
+        run = user.dsgd("train", "--json", timeout_s=60)
+    finally:
+        hosts[1].heal(hosts[0].address)
+    assert run.code == 4, run.err
+    assert "worker/" in run.err
+    assert hosts[0].address in run.err
+    assert "advertise" in run.err
+
+
+def test_a_model_of_ones_own_travels(user: User, hosts: Hosts) -> None:
+    write(user, hosts)
+    user.write(
+        "import numpy as np\n"
+        "def init(rng, example): return {'w': np.zeros((64, 10))}\n"
+        "def predict(params, x): return x.reshape(len(x), -1) @ params['w']\n"
+        "def gradients(params, x, y):\n"
+        "    x = x.reshape(len(x), -1)\n"
+        "    p = np.exp(x @ params['w'])\n"
+        "    p /= p.sum(axis=1, keepdims=True)\n"
+        "    p[np.arange(len(y)), y] -= 1\n"
+        "    return 1.0, {'w': x.T @ p / len(y)}\n",
+        "model.py",
+    )
+    run = user.dsgd("train", "--json", "--set", "train.model=model.py", "--set", "train.until.accuracy=0.9")
+    assert run.code == 0, run.err
+    assert run.err.count(": sending ") == 2
+
+
+def test_the_same_machine_twice_is_refused(user: User, hosts: Hosts) -> None:
+    write(user, hosts)
+    one = hosts[0].address
+    twice = f"hosts=[{{name: a, address: {one}}}, {{name: b, address: {one}, port: 22}}]"
+    run = user.dsgd("train", "--json", "--set", twice)
+    assert run.code in (3, 4)
+    assert "same machine" in run.err
+
+
+def test_a_host_that_does_not_exist_is_4_and_the_other_is_left_alone(
+    user: User, hosts: Hosts
+) -> None:
+    user.write(CLUSTER.replace("HOSTS", f"{hosts[0].address}, {hosts.unused_address()}"))
+    run = user.dsgd("train", "--json", timeout_s=60)
+    assert run.code == 4, run.err
+    assert hosts.unused_address() in run.err
+    assert not daemons(hosts[0])
+
+
+def test_no_secret_is_on_a_command_line_or_in_an_environment(user: User, hosts: Hosts) -> None:
+    write(user, hosts)
+    assert user.dsgd("up").code == 0
+    seen = 0
+    for host in hosts:
+        for process in host.processes():
+            if "dsgd" not in str(process):
+                continue
+            seen += 1
+            for name in ("cmdline", "environ"):
+                text = Path(f"/proc/{process.pid}/{name}").read_bytes()
+                assert b"PRIVATE KEY" not in text
+                assert b"BEGIN CERTIFICATE" not in text
+    assert seen >= 7
+    assert user.dsgd("down").code == 0
