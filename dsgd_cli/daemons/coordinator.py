@@ -73,7 +73,7 @@ class Member:
     outbox: asyncio.Queue[pb.FromCoordinator] = field(default_factory=asyncio.Queue)
     reached: tuple[str, ...] = ()  # the servers' addresses that it has spoken to
     steps: int = 0
-    task: asyncio.Task[Any] | None = None
+    replaced: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Coordinator(CoordinatorServicer):
@@ -210,12 +210,20 @@ class Coordinator(CoordinatorServicer):
         index = ids.caller(context).index
         hello = await self._hello(index, context)
         member = self._admit(hello.worker)
-        writer = asyncio.create_task(self._write(member, context))
+        tasks = {
+            asyncio.create_task(self._read(member, context)),
+            asyncio.create_task(self._write(member, context)),
+            asyncio.create_task(member.replaced.wait()),
+        }
         try:
-            await self._read(member, context)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            writer.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._lost(member)
+        if member.replaced.is_set():
+            await context.abort(grpc.StatusCode.ABORTED, "a newer session of this worker is open")
 
     async def _hello(self, index: int, context: Any) -> pb.Hello:
         try:
@@ -235,11 +243,11 @@ class Coordinator(CoordinatorServicer):
 
     def _admit(self, worker: int) -> Member:
         older = self._members.get(worker)
-        if older is not None and older.task is not None:
-            older.task.cancel()
+        if older is not None:
+            older.replaced.set()
             self._lost(older)
         self._incarnations[worker] = self._incarnations.get(worker, 0) + 1
-        member = Member(worker, self._incarnations[worker], task=asyncio.current_task())
+        member = Member(worker, self._incarnations[worker])
         self._members[worker] = member
         welcome = pb.Welcome(incarnation=member.incarnation)
         member.outbox.put_nowait(pb.FromCoordinator(welcome=welcome))

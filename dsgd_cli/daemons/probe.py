@@ -30,23 +30,16 @@ def probed(first: Message) -> Message:
     import numpy as np
 
     from dsgd_cli.daemons import material
-    from dsgd_cli.learning.checks import check_gradients
-    from dsgd_cli.learning.evaluate import evaluate
+    from dsgd_cli.learning import probe as learning
 
-    found = material.load(first["train"], int(first["seed"]), first.get("files") or {})
-    params = found.initial()
-    data, model = found.data, found.model
-    out = {name: np.zeros_like(array) for name, array in params.items()}
-    size = min(found.batch_size, data.examples)
+    seed = int(first["seed"])
+    found = material.load(first["train"], seed, first.get("files") or {})
     with np.errstate(all="ignore"):
-        loss = model.gradients(params, data.x[:size], data.y[:size], out)
-        check_gradients(params, loss, out)
-        few = slice(0, min(256, len(data.x_test)))
-        metrics = evaluate(model, params, data.x_test[few], data.y_test[few])
+        made = learning.probe(found.model, found.data, seed, found.dtype, found.batch_size)
     return {
         "type": "probed",
-        "tensors": [[name, list(shape)] for name, shape in material.tensors(params)],
-        "examples": data.examples,
-        "dtype": found.dtype,
-        "metrics": sorted(metrics),
+        "tensors": [[name, list(shape)] for name, shape in made.tensors],
+        "examples": made.examples,
+        "dtype": made.dtype,
+        "metrics": sorted(made.metrics),
     }

@@ -115,7 +115,8 @@ class Cluster:
         self.workers = workers
         self.cluster_id = new_cluster_id()
         self.authority: Authority = make_authority(self.cluster_id)
-        self.children: dict[str, Child] = {}
+        self.children: dict[str, Child] = {}  # the newest of each name
+        self._all: list[Child] = []
         self.runs = 0
 
     def start(
@@ -127,6 +128,7 @@ class Cluster:
         tls = (authority or self.authority).issue(process)
         child = Child(process, self.setup(process, tls), env)
         self.children[process] = child
+        self._all.append(child)
         return child
 
     def setup(self, process: str, tls: Mapping[str, str]) -> Message:
@@ -198,7 +200,7 @@ class Cluster:
         return [record for record in records if record["kind"] == kind]
 
     def close(self) -> None:
-        for child in self.children.values():
+        for child in self._all:
             child.kill()
 
 

@@ -346,7 +346,7 @@ def test_a_silent_server_is_given_up_within_the_deadline(configured: Shard) -> N
         hung = threading.Event()
         configured.loop.call_soon_threadsafe(hung.wait, 8.0)
         began_s = time.monotonic()
-        with pytest.raises(ids.PeerUnreachable, match="did not answer for 1.5 s"):
+        with pytest.raises(ids.PeerUnreachable, match=r"did not answer for 1\.5 s"):
             worker.push(ones())
         assert time.monotonic() - began_s < 6
     finally:
