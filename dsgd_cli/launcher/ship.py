@@ -173,8 +173,8 @@ def _folder_entries(
 def _check_link(link: Path, root: Path) -> None:
     try:
         target = link.resolve(strict=True)
-    except RuntimeError as error:  # how older pythons report a loop
-        raise SpecError(f"{link} is a link that leads to itself") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop, for older pythons
+        raise SpecError(f"{link} is a link that leads nowhere ({error})") from error
     if not target.is_relative_to(root):
         raise SpecError(f"{link} is a link that leads out of {root}: {target}")
     if link.parent.resolve().is_relative_to(target):
@@ -212,9 +212,13 @@ class _Hashes:
     def __init__(self, file: Path) -> None:
         self._file = file
         self.known: dict[str, list[object]] = {}
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, AttributeError):
             read = json.loads(file.read_text())
-            self.known = {key: value for key, value in read.items() if len(value) == 4}
+            self.known = {
+                key: value
+                for key, value in read.items()
+                if isinstance(value, list) and len(value) == 4
+            }
         self._before = dict(self.known)
 
     def save(self) -> None:
