@@ -135,8 +135,14 @@ def remove_run(run_dir: Path) -> None:
 
 
 def prune(*folders: Path) -> None:
-    """Remove those folders that are empty: the given ones, then our own."""
+    """Remove those folders that are empty: the given ones, then our own.
+
+    `~/.local/state` counts as ours when it is empty: on a bare host nobody else made it.
+    """
     base = state()
-    for folder in (*folders, socket_dir(), base / "results", base / "run", base):
+    ours = [socket_dir(), base / "results", base / "run", base]
+    if base == home() / ".local" / "state" / "dsgd":
+        ours += [base.parent, base.parent.parent]
+    for folder in (*folders, *ours):
         with contextlib.suppress(OSError):
             folder.rmdir()

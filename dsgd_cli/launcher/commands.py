@@ -253,10 +253,10 @@ def stop(spec: ClusterSpec, screen: Screen, *, force: bool, purge: bool) -> Rece
     cluster = Cluster(spec, screen.note)
     try:
         with Interrupts(screen.note):
-            cluster.connect_where_possible()
+            errors = cluster.connect_where_possible()
             if not force and cluster.coordinator_host in cluster.remotes:
                 cluster.hold()
-            return take_down(cluster, purge=purge)
+            return take_down(cluster, purge=purge, known_errors=errors)
     except Forced:
         raise Interrupted("killed by a second Ctrl-C", FORCED_CODE) from None
     finally:

@@ -53,13 +53,20 @@ def take_down(
     deadline_s: float = DEADLINE_S,
     purge: bool = False,
     lease_ends: Mapping[str, float | None] | None = None,
+    known_errors: Mapping[str, DsgdError] | None = None,
 ) -> Receipt:
-    """Stop everything that the cluster has on any of its hosts."""
+    """Stop everything that the cluster has on any of its hosts.
+
+    `known_errors` are hosts that have just failed to answer: they are reported, not tried again.
+    """
+    known = dict(known_errors or {})
 
     def one(host: str) -> tuple[Message, Message]:
         return _take_down_host(cluster, host, grace_s, purge)
 
-    results, errors = attempt(cluster.hosts, one, phase="down", deadline_s=deadline_s)
+    hosts = [host for host in cluster.hosts if host not in known]
+    results, errors = attempt(hosts, one, phase="down", deadline_s=deadline_s)
+    errors = {**known, **errors}
     left: list[str] = []
     for host, (_, found) in results.items():
         left += [

@@ -186,7 +186,7 @@ def _follow(running: Running, result: Result, screen: TrainScreen, metrics: IO[s
         elif kind == "record":
             metrics.write(json.dumps(said.message["record"]) + "\n")
         elif kind == "unreachable":
-            raise unreachable(said.message, running.host_of)
+            raise ProcessDied(unreachable(said.message, running.host_of).message)
         elif kind == "run_error":
             raise run_error(said.message, running.host_of)
         elif kind == "finished":
@@ -222,7 +222,11 @@ def _wind_down(
     """Logs home, then either leave the cluster idle (`--keep`) or take it down and verify."""
     if running is not None:
         with result.phases("collect"):
-            run_dirs = {host: seen.run_dir for host, seen in running.observed.items()}
+            run_dirs = {
+                host: seen.run_dir
+                for host, seen in running.observed.items()
+                if host not in running.watch.lost
+            }
             for error in fetch_logs(cluster, run_dirs, result.run_dir / "logs").values():
                 result.warnings.append(f"logs did not come home: {error}")
     if running is not None and options.keep and result.error is None:

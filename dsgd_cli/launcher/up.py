@@ -223,6 +223,7 @@ def probe(running: Running) -> None:
         "train": spec.train.model_dump(mode="json"),
         "seed": spec.seed,
         "files": running.files(host),
+        "servers": spec.servers.count,
     }
     running.links[host].call(
         "start",

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from dsgd_cli.contract.errors import DsgdError, ProcessDied
+from dsgd_cli.contract import names
+from dsgd_cli.contract.errors import DsgdError, ProcessDied, SpecError
 from dsgd_cli.launcher.remote import Message
 
 
@@ -44,6 +45,7 @@ class Watch:
         self._coordinator_host = coordinator_host
         self._failures: dict[str, Message] = {}
         self.ending = False  # deaths are expected now
+        self.lost: set[str] = set()  # hosts whose connection is gone
 
     def interrupt(self, why: str) -> None:
         """Hand the main loop an interrupt, in order with everything else."""
@@ -88,6 +90,7 @@ class Watch:
         return Said(host, process, message)
 
     def _lost(self, host: str) -> None:
+        self.lost.add(host)
         if self.ending:
             return
         if host == self._coordinator_host:
@@ -110,20 +113,26 @@ class Watch:
         )
 
 
-def death(host: str, event: Message, failure: Message | None) -> ProcessDied:
+def death(host: str, event: Message, failure: Message | None) -> DsgdError:
     """The error for an `exited` event and the process's own last words, if it had any."""
-    process = event["process"]
+    where = f"{event['process']}@{host}"
+    if failure is not None:
+        return last_words(where, failure)
     details: list[str] = []
-    if failure is not None and failure.get("traceback"):
-        details += str(failure["traceback"]).rstrip().splitlines()
-    elif event.get("tail"):
-        details += ["its last lines:", *(f"  {line}" for line in event["tail"])]
     if event.get("oom"):
         details.append("the kernel killed it because memory ran out")
+    if event.get("tail"):
+        details += ["its last lines:", *(f"  {line}" for line in event["tail"])]
     what = how_it_ended(event)
-    if failure is not None:
-        what = f"{failure.get('error')} ({what})"
-    return ProcessDied(f"{process}@{host} (pid {event.get('pid')}) failed: {what}", details=details)
+    return ProcessDied(f"{where} (pid {event.get('pid')}) failed: {what}", details=details)
+
+
+def last_words(where: str, failure: Message) -> DsgdError:
+    """The error for what a process said of its own failure: {error, traceback, kind}."""
+    if failure.get("kind") == "spec":  # the description asked for what the model cannot do
+        return SpecError(str(failure.get("error")))
+    traceback = str(failure.get("traceback") or "").rstrip().splitlines()
+    return ProcessDied(f"{where} failed: {failure.get('error')}", details=traceback)
 
 
 def how_it_ended(event: Message) -> str:
@@ -133,12 +142,10 @@ def how_it_ended(event: Message) -> str:
     return f"exit status {event.get('status')}"
 
 
-def run_error(message: Message, hosts: dict[str, str]) -> ProcessDied:
+def run_error(message: Message, hosts: Mapping[str, str]) -> DsgdError:
     """The error for the coordinator's report that a run cannot go on."""
-    process = message.get("process") or "coordinator/0"
-    where = f"{process}@{hosts.get(process, '?')}"
-    details = str(message.get("traceback") or "").rstrip().splitlines()
-    return ProcessDied(f"{where} failed: {message.get('error')}", details=details)
+    process = str(message.get("process") or names.COORDINATOR)
+    return last_words(f"{process}@{hosts.get(process, '?')}", message)
 
 
 def wait_for(

@@ -50,8 +50,7 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        last = next(line for line in reversed(self.lines) if line["type"] == "summary")
-        return last
+        return next(line for line in reversed(self.lines) if line["type"] == "summary")
 
 
 @dataclass

@@ -148,7 +148,7 @@ def test_kill_9_of_the_launcher_leaves_nothing_within_the_lease(user: User, host
     assert time.monotonic() - began > 0.5
 
 
-def test_a_pulled_cable_of_a_workers_host_leaves_nothing_there_and_the_run_goes_on(
+def test_a_pulled_cable_leaves_nothing_on_either_side_and_ends_the_run(
     user: User, hosts: Hosts
 ) -> None:
     process = training(user, hosts)
@@ -156,8 +156,27 @@ def test_a_pulled_cable_of_a_workers_host_leaves_nothing_there_and_the_run_goes_
     wait_until(lambda: not daemons(hosts[1]), 3 + 5, "the host without a cable cleans up")
     run = user.finish(process, timeout_s=60)  # it held a server: the run cannot go on
     assert run.code == 6, run.err
+    assert hosts[1].address in run.err
+    assert "(lease)" in run.err
     assert run.summary["outcome"] == "failed"
     wait_until(lambda: not daemons(hosts[0]), 3 + 5, "the other host")
+
+
+def test_a_run_goes_on_without_a_host_that_only_had_workers(user: User, hosts: Hosts) -> None:
+    write(user, hosts, ENDLESS.replace("servers: 2", f"servers: {{count: 2, on: {hosts[0].address}}}"))
+    user.write((user.folder / "cluster.yaml").read_text().replace("max_time: 5m", "max_time: 15s"))
+    process = user.start("train", "--json", "--allow-unconverged")
+    assert process.stdout is not None
+    next(line for line in process.stdout if '"progress"' in line)
+    hosts[1].unplug()
+    run = user.finish(process, timeout_s=90)
+    assert run.code == 9, run.err  # trained to the end, and that host could not be checked
+    assert run.summary["outcome"] == "stopped"
+    assert run.summary["left"] == 1
+    epochs = [r for r in user.metrics(run.summary["run_dir"]) if r["kind"] == "epoch"]
+    assert len(epochs) > 5
+    assert all(r["distinct"] == r["n"] for r in epochs)
+    assert any(r["examples"] > r["n"] for r in epochs) or len(epochs) > 20
 
 
 def test_down_with_an_unreachable_host_is_9_and_says_when_its_lease_ends(
