@@ -7,7 +7,6 @@ findings into the same words, so that nobody ever reads pydantic's. One cause gi
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,6 +48,8 @@ def mistake(
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A suggestion for a misspelt word: the nearest known one, or all of them."""
+    import difflib  # only who makes mistakes waits for it
+
     names = list(known)
     near = difflib.get_close_matches(word.lower()[:100], names, n=1, cutoff=0.6)
     if near:

@@ -57,7 +57,7 @@ DAY_S = 86_400.0
 DEFAULT_MAX_EPOCHS = 100
 
 ADDRESS = re.compile(
-    r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:.]{2,45}(%\w{1,15})?"
+    r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:.]{2,45}(%[A-Za-z0-9_]{1,15})?"
 )
 HOST_NAME = r"[A-Za-z0-9][A-Za-z0-9._:%-]{0,252}"
 USER = r"[A-Za-z0-9_][A-Za-z0-9_.@$+\\-]{0,63}"

@@ -449,13 +449,13 @@ def _unusable(path: Path) -> str:
 
 
 def _notes(root: Node) -> Iterator[str]:
-    """One line for each value that YAML 1.1 would have read differently."""
+    """One line for each value of the file that YAML 1.1 would have read differently."""
     workers = (root.mapping or {}).get("workers")
     env = ((workers[1].mapping or {}) if workers else {}).get("env")
     as_text = {node.place for node in scalars(env[1])} if env else set()
     for node in scalars(root):
         what = surprise(node)
-        if what and node.place not in as_text:
+        if what and node.place not in as_text and not node.place.source.label.startswith("--"):
             place = node.place
             yield f"{_at(place)}  {show(node.text)} is {what}"
 
