@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ssh.hosts import Hosts, require
+from tests.ssh.hosts import CHECKOUT, Hosts, require
 
 pytest.register_assert_rewrite("tests.transport.contract")
 
@@ -28,4 +28,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(folder))
     for name in ("SSH_AUTH_SOCK", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def launcher_cache() -> Path:
+    """A launcher's cache that stays between runs: packages are downloaded once per checkout."""
+    folder = CHECKOUT / ".cache" / "tests"
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
