@@ -53,7 +53,7 @@ class Child:
         with theirs:
             try:
                 self._popen = _spawn(plan, run_dir, theirs.fileno())
-            except OSError as error:
+            except (OSError, ValueError) as error:  # ValueError: a zero byte, a bad name
                 self._channel.close()
                 raise Refused("unfit", f"cannot start {plan.process}: {error}") from None
         self.pid = self._popen.pid

@@ -106,6 +106,7 @@ def payload(entry: str = "serve") -> bytes:
     return b"%d\n" % len(source) + source
 
 
+@functools.cache
 def sources() -> dict[str, str]:
     """The package as text, from wherever this very module came."""
     found = {"dsgd_cli": "", "dsgd_cli.agent": ""}
