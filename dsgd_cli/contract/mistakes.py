@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
@@ -96,20 +96,24 @@ def explain(
 
 def fields_at(model: type[BaseModel], path: Path) -> list[str]:
     """The keys that a mapping at `path` may have."""
-    here: Any = model
+    here: type[BaseModel] | None = model
     for part in path:
         if isinstance(part, int):
-            continue  # elements of a list: already unwrapped below
-        field = here.model_fields.get(part)
-        if field is None:
-            return []
-        here = field.annotation
-        for inner in get_args(here):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                here = inner
-        if not (isinstance(here, type) and issubclass(here, BaseModel)):
-            return []
-    return list(here.model_fields)
+            continue  # an element of a list: `model_of` looks through it
+        field = here.model_fields.get(part) if here is not None else None
+        here = model_of(field.annotation) if field is not None else None
+    return list(here.model_fields) if here is not None else []
+
+
+def model_of(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field holds, directly or in a list."""
+    for candidate in (annotation, *get_args(annotation)):
+        # (python 3.10 takes `tuple[Host, ...]` for a type)
+        plain = get_origin(candidate) is None and isinstance(candidate, type)
+        if plain and issubclass(candidate, BaseModel):
+            found: type[BaseModel] = candidate
+            return found
+    return None
 
 
 def _in_words(path: Path, kind: str, context: Mapping[str, Any], value: object) -> Mistake:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dsgd_cli.contract.durations import format_duration, parse_duration
+from dsgd_cli.contract.mistakes import model_of
 from dsgd_cli.contract.options import ALGORITHMS, DATASETS, MODELS, OPTIMIZERS, READERS
 from dsgd_cli.contract.spec import (
     MAX_SERVERS,
@@ -140,17 +141,9 @@ def _below(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]
     for name, info in model.model_fields.items():
         path = f"{prefix}{name}"
         yield path, _default(info), _meaning(info)
-        inner = _model_of(info.annotation)
+        inner = model_of(info.annotation)
         if inner is not None and name not in SHORT:
             yield from _below(inner, f"{path}[]." if name == "hosts" else f"{path}.")
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The model that a field holds, directly or in a list."""
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
 
 
 def _default(info: FieldInfo) -> str:

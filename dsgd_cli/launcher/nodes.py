@@ -21,7 +21,7 @@ from dsgd_cli.contract.mistakes import show
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
-MAX_NODES = 100_000
+MAX_NODES = 50_000
 MAX_DIGITS = 300
 
 # libyaml when PyYAML was built with it: an order of magnitude faster.

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from dsgd_cli.contract.mistakes import explain
+from dsgd_cli.contract.mistakes import explain, model_of
 from dsgd_cli.contract.spec import ClusterSpec, Train
 
 
@@ -235,18 +235,14 @@ def test_the_tree_is_frozen() -> None:
 
 
 def test_every_field_is_described() -> None:
-    def walk(model: type[BaseModel]) -> None:
+    todo: list[type[BaseModel]] = [ClusterSpec]
+    seen = set()
+    while todo:
+        model = todo.pop()
+        seen.add(model.__name__)
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"
             assert not field.is_required(), f"{model.__name__}.{name}"
-
-    for model in (ClusterSpec, Train, *_models(ClusterSpec)):
-        walk(model)
-
-
-def _models(model: type[BaseModel]) -> list[type[BaseModel]]:
-    found = []
-    for field in model.model_fields.values():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += [field.annotation, *_models(field.annotation)]
-    return found
+            inner = model_of(field.annotation)
+            todo += [inner] if inner is not None else []
+    assert {"Host", "Ssh", "Every", "Downpour", "DataRef"} <= seen

@@ -36,7 +36,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {
 }
 KNOWN = {"type", "enum", "const", "anyOf", "$ref", "properties", "required", "items", "pattern"}
 KNOWN |= {"additionalProperties", "minItems", "maxItems", "minimum", "maximum", "title", "default"}
-KNOWN |= {"exclusiveMinimum", "exclusiveMaximum", "description", "$defs", "$schema"}
+KNOWN |= {"exclusiveMinimum", "exclusiveMaximum", "description", "$defs", "$schema", "allOf"}
 
 
 def fits(value: Any, schema: dict[str, Any]) -> bool:
@@ -45,6 +45,8 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
     if "$ref" in schema:
         return fits(value, SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")])
     if "anyOf" in schema and not any(fits(value, option) for option in schema["anyOf"]):
+        return False
+    if not all(fits(value, part) for part in schema.get("allOf", [])):
         return False
     if "enum" in schema and value not in schema["enum"]:
         return False
