@@ -176,7 +176,6 @@ def test_a_run_goes_on_without_a_host_that_only_had_workers(user: User, hosts: H
     epochs = [r for r in user.metrics(run.summary["run_dir"]) if r["kind"] == "epoch"]
     assert len(epochs) > 5
     assert all(r["distinct"] == r["n"] for r in epochs)
-    assert any(r["examples"] > r["n"] for r in epochs) or len(epochs) > 20
 
 
 def test_down_with_an_unreachable_host_is_9_and_says_when_its_lease_ends(
