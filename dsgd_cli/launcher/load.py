@@ -25,7 +25,6 @@ from dsgd_cli.contract.mistakes import Path as TreePath
 from dsgd_cli.contract.options import ALGORITHMS, DATASETS, MODELS, OPTIMIZERS, READERS
 from dsgd_cli.contract.spec import MAX_HOSTS, ClusterSpec
 from dsgd_cli.launcher import hosts, placement
-from dsgd_cli.launcher.describe import fields_table, initial_file, json_schema, resolved_yaml
 from dsgd_cli.launcher.nodes import (
     MAX_BYTES,
     Node,
@@ -37,16 +36,6 @@ from dsgd_cli.launcher.nodes import (
     scalars,
     surprise,
 )
-
-__all__ = [
-    "Loaded",
-    "fields_table",
-    "initial_file",
-    "json_schema",
-    "load",
-    "local_spec",
-    "resolved_yaml",
-]
 
 # Before it builds its first model (here: at the first validation) pydantic looks for plugins in
 # every installed distribution: 20 ms in a small environment, more in a large one. dsgd has none.

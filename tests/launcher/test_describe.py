@@ -12,14 +12,8 @@ import yaml
 
 from dsgd_cli.contract.errors import SpecError
 from dsgd_cli.contract.spec import ClusterSpec
-from dsgd_cli.launcher.load import (
-    fields_table,
-    initial_file,
-    json_schema,
-    load,
-    local_spec,
-    resolved_yaml,
-)
+from dsgd_cli.launcher.describe import fields_table, initial_file, json_schema, resolved_yaml
+from dsgd_cli.launcher.load import load, local_spec
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = sorted((ROOT / "cluster_templates").glob("*.yaml"))
