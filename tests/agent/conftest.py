@@ -17,7 +17,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     opened = Host(tmp_path)
     yield opened
     opened.close()
-    for run_dir in (tmp_path / "state" / "dsgd" / "run").glob("*@*"):
+    for run_dir in tmp_path.glob("*/dsgd/run/*@*"):
         with contextlib.suppress(OSError):
             paths.socket_path(run_dir).unlink()
     paths.prune()
