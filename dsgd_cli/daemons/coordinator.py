@@ -73,6 +73,7 @@ class Member:
     outbox: asyncio.Queue[pb.FromCoordinator] = field(default_factory=asyncio.Queue)
     reached: tuple[str, ...] = ()  # the servers' addresses that it has spoken to
     steps: int = 0
+    heard_s: float = field(default_factory=time.monotonic)
     replaced: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -170,7 +171,7 @@ class Coordinator(CoordinatorServicer):
             self._run.stop()
             self._over(self._run)
         if self._peers is None:
-            self._line.send({"type": "run_error", **_error("the cluster is not formed")})
+            self._refuse(order, "the coordinator reaches no servers: the cluster is not formed")
             return
         self._epoch = max(self._epoch, self._peers.epoch) + 1
         run = Run(
@@ -180,6 +181,15 @@ class Coordinator(CoordinatorServicer):
         for member in list(self._members.values()):
             run.feed(WorkerJoined(member.worker, member.incarnation))
         self._keep(asyncio.create_task(self._await_end(run)))
+
+    def _refuse(self, order: Message, why: str) -> None:
+        """A run that cannot even begin ends like any other."""
+        about = {"traceback": "", "process": COORDINATOR, "kind": "internal"}
+        self._line.send({"type": "run_error", "error": why, **about})
+        unknown = dict.fromkeys(("metric", "value", "loss", "layout"))
+        nothing = dict.fromkeys(("steps", "examples", "seconds", "epochs"), 0)
+        finished = {"outcome": "failed", "reason": why, "run_id": order["run_id"], "slices": []}
+        self._line.send({"type": "finished", **finished, **unknown, **nothing, "metrics": {}})
 
     async def _await_end(self, run: Run) -> None:
         await run.finished.wait()
@@ -210,18 +220,19 @@ class Coordinator(CoordinatorServicer):
         index = ids.caller(context).index
         hello = await self._hello(index, context)
         member = self._admit(hello.worker)
-        tasks = {
+        tasks = [
             asyncio.create_task(self._read(member, context)),
-            asyncio.create_task(self._write(member, context)),
+            asyncio.create_task(_write(member, context)),
+            asyncio.create_task(_beat(member)),
             asyncio.create_task(member.replaced.wait()),
-        }
+        ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._lost(member)
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._lost(member)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if member.replaced.is_set():
             await context.abort(grpc.StatusCode.ABORTED, "a newer session of this worker is open")
 
@@ -275,22 +286,9 @@ class Coordinator(CoordinatorServicer):
 
             self._run.feed(WorkerLost(member.worker, member.incarnation))
 
-    async def _write(self, member: Member, context: Any) -> None:
-        while True:
-            try:
-                message = await asyncio.wait_for(member.outbox.get(), HEARTBEAT_S)
-            except asyncio.TimeoutError:
-                message = pb.FromCoordinator(heartbeat=pb.Heartbeat())
-            await context.write(message)
-
     async def _read(self, member: Member, context: Any) -> None:
-        while True:
-            try:
-                message = await asyncio.wait_for(context.read(), SILENCE_S)
-            except asyncio.TimeoutError:
-                return
-            if message is grpc.aio.EOF:
-                return
+        while (message := await context.read()) is not grpc.aio.EOF:
+            member.heard_s = time.monotonic()
             self._heard(member, message)
 
     def _heard(self, member: Member, message: pb.FromWorker) -> None:
@@ -309,5 +307,16 @@ class Coordinator(CoordinatorServicer):
             self._run.take(member.worker, member.incarnation, message)
 
 
-def _error(error: str) -> Message:
-    return {"error": error, "traceback": "", "process": COORDINATOR, "kind": "internal"}
+# No asyncio.wait_for around these: before Python 3.12 it can swallow a cancellation.
+
+
+async def _write(member: Member, context: Any) -> None:
+    while True:
+        await context.write(await member.outbox.get())
+
+
+async def _beat(member: Member) -> None:
+    """Ends when the worker has been silent for too long."""
+    while time.monotonic() - member.heard_s < SILENCE_S:
+        member.outbox.put_nowait(pb.FromCoordinator(heartbeat=pb.Heartbeat()))
+        await asyncio.sleep(HEARTBEAT_S)

@@ -60,6 +60,7 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     *_COMMON_OPTIONS,
     ("grpc.enable_retries", 0),  # dsgd retries by itself, where that is safe
+    ("grpc.enable_http_proxy", 0),  # http_proxy is for the web, not for the cluster
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),

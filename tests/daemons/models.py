@@ -34,6 +34,26 @@ def gradients(params, x, y):
 """
 )
 
+# worker/0 computes for 7 s in pure Python, once; batches take 0.1 s
+BUSY = (
+    SOFTMAX.replace("def gradients", "def fast")
+    + """
+import sys, time
+
+calls = 0
+
+def gradients(params, x, y):
+    global calls
+    calls += 1
+    time.sleep(0.1)
+    if calls == 5 and sys.argv[1] == "worker/0":
+        until = time.monotonic() + 7
+        while time.monotonic() < until:
+            pass
+    return fast(params, x, y)
+"""
+)
+
 ALL_NAN = (
     SOFTMAX.replace("def gradients", "def fine")
     + """

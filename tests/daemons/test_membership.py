@@ -161,10 +161,10 @@ def test_a_worker_that_loses_its_coordinator_says_so_and_ends(new_cluster: NewCl
 def test_a_frozen_worker_is_lost_and_learns_it_when_it_wakes(
     new_cluster: NewCluster, tmp_path: Path
 ) -> None:
-    """6 s of silence; meanwhile its heartbeats would have gone on had it only been computing."""
+    """6 s of silence are too many; 7 s of computing, by the other one meanwhile, are not."""
     made = new_cluster()
     model = tmp_path / "model.py"
-    model.write_text(models.SLOW.replace("time.sleep(0.01)", "time.sleep(0.1)"))
+    model.write_text(models.BUSY)
     run = made.run({"model": str(model), "until": {"max_epochs": 1}, "batch_size": 16})
     made.coordinator.wait_for("progress", where=lambda m: m["step"] > 3)
     frozen = made.children["worker/1"]
@@ -182,6 +182,17 @@ def test_a_frozen_worker_is_lost_and_learns_it_when_it_wakes(
     finished = made.finished(run)
     assert finished["outcome"] == "converged"
     assert [epoch["distinct"] for epoch in made.records("epoch")] == [1437]
+    events = [(r["event"], r["process"], r["incarnation"]) for r in made.records("event")]
+    assert ("lost", "worker/1", 1) in events
+    assert [what for what, process, _ in events if process == "worker/0"] == ["joined"]
+
+
+def test_a_run_without_a_formed_cluster_fails_at_once(new_cluster: NewCluster) -> None:
+    made = new_cluster(form=False, servers=1, workers=0)
+    made.start("coordinator/0").wait_for("ready")
+    finished = made.finished(made.run({"model": "softmax"}), 5)
+    assert finished["outcome"] == "failed"
+    assert "not formed" in made.coordinator.wait_for("run_error", 5)["error"]
 
 
 def test_a_second_session_of_a_worker_replaces_the_first(new_cluster: NewCluster) -> None:
