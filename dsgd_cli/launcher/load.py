@@ -401,6 +401,8 @@ def _with_paths(spec: ClusterSpec, root: Node, base_dir: Path) -> ClusterSpec:
 
     machines = tuple(
         host.model_copy(update=key(host.identity_file, "hosts", index))
+        if host.identity_file
+        else host
         for index, host in enumerate(spec.hosts)
     )
     model, data = spec.train.model, spec.train.data

@@ -259,8 +259,8 @@ def resolve(text: str) -> Any:
 
 
 _SURPRISING_WORDS = {
-    **dict.fromkeys(("yes", "on"), "true"),
-    **dict.fromkeys(("no", "off"), "false"),
+    **dict.fromkeys(("yes", "Yes", "YES", "on", "On", "ON"), "true"),
+    **dict.fromkeys(("no", "No", "NO", "off", "Off", "OFF"), "false"),
 }
 
 
@@ -269,9 +269,9 @@ def surprise(node: Node) -> str:
     text = node.text
     if not node.plain or not text or len(text) > MAX_DIGITS:
         return ""
-    if text in (text.lower(), text.upper(), text.title()) and text.lower() in _SURPRISING_WORDS:
-        return f"{_SURPRISING_WORDS[text.lower()]} in YAML 1.1 - read as text"
-    if text[0] not in _NUMBER_STARTS:
+    if text in _SURPRISING_WORDS:
+        return f"{_SURPRISING_WORDS[text]} in YAML 1.1 - read as text"
+    if text[0] not in _NUMBER_STARTS or (text.isdecimal() and text[0] != "0"):
         return ""
     if re.fullmatch(r"[-+]?0[0-7]+", text):
         return f"{int(text, 8)} in YAML 1.1 - read as the number {node.scalar}"
