@@ -148,14 +148,34 @@ def fail(line: Line, error: str, kind: str, details: str = "") -> NoReturn:
     leave(line, 1)
 
 
+def leave_on_term(line: Line) -> None:
+    """SIGTERM ends the process at once, even while its main thread waits or is in C code.
+
+    Python runs handlers on the main thread, when that gets to it; the wakeup fd is written by the
+    signal itself, and a thread of ours reads it.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+
+    def wait() -> None:
+        with theirs:  # kept open
+            while received := ours.recv(1):
+                if received[0] == signal.SIGTERM:
+                    leave(line, 0)
+
+    signal.signal(signal.SIGTERM, _nothing)
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
+def _nothing(signum: int, frame: FrameType | None) -> None:
+    """A handler must exist for the wakeup fd to be written."""
+
+
 def live(role: Callable[[Line, Message], None]) -> NoReturn:
     """The life of a daemon: first message, the role until it returns, and a last word."""
     line = Line.of_environment()
-
-    def on_term(signum: int, frame: FrameType | None) -> None:
-        leave(line, 0)
-
-    signal.signal(signal.SIGTERM, on_term)
+    leave_on_term(line)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's business
     try:
         first = line.receive(SETUP_TIMEOUT_S)

@@ -118,6 +118,7 @@ class Cluster:
         self.children: dict[str, Child] = {}  # the newest of each name
         self._all: list[Child] = []
         self.runs = 0
+        self._files: Message = {"type": "files", "model": None, "data": None}
 
     def start(
         self,
@@ -173,18 +174,20 @@ class Cluster:
         self.children[f"worker/{worker}"].tell(message)
 
     def restart(self, worker: int) -> Child:
+        """What an agent does: the messages to be kept are said again."""
         child = self.start(f"worker/{worker}")
         self.join(worker)
+        child.tell(self._files)
         return child
 
     def run(self, train: Mapping[str, Any], **more: Any) -> str:
         """Gives the order; the files are where the `train` section says."""
         self.runs += 1
         spec = Train.model_validate(train).model_dump(mode="json")
-        files = {what: spec[what]["path"] or None for what in ("model", "data")}
+        self._files |= {what: spec[what]["path"] or None for what in ("model", "data")}
         for name, child in self.children.items():
             if name.startswith("worker"):
-                child.tell({"type": "files", **files})
+                child.tell(self._files)
         run_id = f"run-{self.runs}"
         order = {"type": "run", "run_id": run_id, "seed": 0, "train": spec}
         self.coordinator.tell({**order, "workers": self.workers, **more})

@@ -88,6 +88,20 @@ def test_a_daemon_leaves_when_asked(new_cluster: NewCluster, process: str, way: 
     assert gone(child) == 0
 
 
+def test_a_worker_in_endless_user_code_leaves_when_asked(
+    new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    made = new_cluster(servers=1, workers=1)
+    (tmp_path / "data.py").write_text(
+        "def load():\n    print('stuck', flush=True)\n    while True: pass\n"
+    )
+    made.run({"model": "softmax", "data": str(tmp_path / "data.py")})
+    child = made.children["worker/0"]
+    eventually(lambda: "stuck" in child.tail())
+    child.popen.terminate()
+    assert gone(child) == 0
+
+
 def test_a_daemon_that_cannot_start_says_why(new_cluster: NewCluster) -> None:
     made = new_cluster(form=False)
     setup = made.setup("server/0", made.authority.issue("server/0"))
