@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 
 import paramiko
 from paramiko.agent import AgentSSH
-from paramiko.common import MSG_CHANNEL_REQUEST
+from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_REQUEST
 
 from dsgd_cli.contract.errors import (
     AuthenticationFailed,
@@ -52,7 +52,7 @@ KEEPALIVE_AFTER_S = 5
 KEEPALIVE_EVERY_S = 3
 STUCK_S = 1.0  # how long `close` waits for a socket that takes nothing
 STDERR_TAIL_BYTES = 8192
-WRITE_BYTES = 1 << 15
+WRITE_BYTES = (1 << 15) - 64  # what fits into one packet of OpenSSH, with paramiko's reserve
 DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 CIPHERS = (  # AES-GCM needs no separate MAC: half of the processor time of AES-CTR
     *("aes128-gcm@openssh.com", "aes256-gcm@openssh.com"),
@@ -342,8 +342,9 @@ def _notice_dead_peers(opened: socket.socket) -> None:
 # -- the handshake ---------------------------------------------------------------------------------
 
 
-class SignalTransport(paramiko.Transport):
-    """paramiko forgets which signal ended a program: this one writes it down."""
+class TellingTransport(paramiko.Transport):
+    """paramiko forgets which signal ended a program, and who closed a channel: the host, or
+    paramiko itself because the connection broke. This one writes both down."""
 
     _channel_handler_table: ClassVar[dict[int, Any]]
 
@@ -359,16 +360,22 @@ def _on_channel_request(channel: Any, message: paramiko.Message) -> None:
         channel._handle_request(message)
 
 
-SignalTransport._channel_handler_table = {
+def _on_channel_close(channel: Any, message: paramiko.Message) -> None:
+    channel.closed_by_host = True
+    channel._handle_close(message)
+
+
+TellingTransport._channel_handler_table = {
     **paramiko.Transport._channel_handler_table,  # type: ignore[attr-defined]
     MSG_CHANNEL_REQUEST: _on_channel_request,
+    MSG_CHANNEL_CLOSE: _on_channel_close,
 }
 
 
 def _new_transport(
     opened: socket.socket, kinds: Sequence[str], budget: Budget
 ) -> paramiko.Transport:
-    transport = SignalTransport(opened)
+    transport = TellingTransport(opened)
     options = transport.get_security_options()
     options.ciphers = [name for name in CIPHERS if name in options.ciphers]
     options.digests = [name for name in DIGESTS if name in options.digests]
@@ -812,8 +819,8 @@ class Connection:
             return False
 
     def reason(self, error: Exception | None = None) -> str:
-        """Why the connection broke, in words."""
-        return _reason(self._transport.get_exception() or error)
+        """Why the connection broke, in words. (`get_exception` would forget it.)"""
+        return _reason(self._transport.saved_exception or error)
 
     def abort(self) -> None:
         """Cut the line: every stream ends."""
@@ -884,8 +891,8 @@ class SshStream:
             data = self.channel.recv(max_bytes)
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise self._broken(error) from error
-        if not data and not (self._closed or self.channel.eof_received or self._connection.alive):
-            raise self._broken(None)
+        if not data and not (self._closed or self.channel.eof_received or self._closed_by_host):
+            raise self._broken(None)  # a broken connection is never taken for the end
         return data
 
     def close_write(self) -> None:
@@ -929,14 +936,16 @@ class SshStream:
                 part = self.channel.recv_stderr(65536)
                 self._tail = (self._tail + part)[-STDERR_TAIL_BYTES:]
 
+    @property
+    def _closed_by_host(self) -> bool:
+        return getattr(self.channel, "closed_by_host", False)
+
     def _broken(self, error: Exception | None) -> DsgdError:
         if self._closed:
             return ConnectFailed(self._host, "the stream is closed")
         details = self.stderr_tail().splitlines()[-10:]
-        if self._connection.alive:
-            return ConnectFailed(
-                self._host, "the program at the other end takes no more input", details=details
-            )
+        if self._closed_by_host:
+            return ConnectFailed(self._host, "the program at the other end ended", details=details)
         return ConnectFailed(
             self._host,
             f"the connection was lost ({self._connection.reason(error)})",
