@@ -20,6 +20,7 @@ from dsgd_cli.contract.errors import DsgdError
 if TYPE_CHECKING:
     from dsgd_cli.console import Console
     from dsgd_cli.contract.spec import ClusterSpec
+    from dsgd_cli.launcher.load import Loaded
     from dsgd_cli.launcher.phases import Phases
 
 DEFAULT_FILE = "cluster.yaml"
@@ -301,7 +302,7 @@ def _phases() -> Phases:
     return Phases()
 
 
-def _load(console: Console, file: Path, overrides: Sequence[str]) -> Any:
+def _load(console: Console, file: Path, overrides: Sequence[str]) -> Loaded:
     from dsgd_cli.launcher.load import load
 
     loaded = load(file, overrides)

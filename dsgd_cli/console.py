@@ -208,7 +208,9 @@ def _limit(name: str, value: float) -> str:
     """`accuracy 0.97`, `epoch 50`, `10m`."""
     if name == "max_time_s":
         return format_duration(float(value))
-    return f"{name.removeprefix('max_').removesuffix('s') if name.startswith('max_') else name} {value:g}"
+    if name.startswith("max_"):
+        name = name[len("max_") :].removesuffix("s")
+    return f"{name} {value:g}"
 
 
 def summary_line(summary: Message) -> str:

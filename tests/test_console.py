@@ -75,7 +75,8 @@ def test_a_progress_line_says_what_users_ask() -> None:
         "limits": {"accuracy": 0.97, "max_epochs": 50, "max_time_s": 600.0},
     }
     assert progress_line(message) == (
-        "step 1240  epoch 12  41.2k examples/s  loss 0.1134  accuracy 0.9580  1.8s  until accuracy 0.97, epoch 50, 10m"
+        "step 1240  epoch 12  41.2k examples/s  loss 0.1134  accuracy 0.9580  1.8s"
+        "  until accuracy 0.97, epoch 50, 10m"
     )
 
 

@@ -28,7 +28,8 @@ def test_the_fields_are_those_of_the_specification() -> None:
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:
     table = README.split("| exit code | meaning |")[1].split("\n\n")[0]
-    said = {int(number) for row in re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE) for number in row.split(",")}
+    rows = re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE)
+    said = {int(number) for row in rows for number in row.split(",")}
     classes = [each for each in vars(errors).values() if isinstance(each, type)]
     raised = {each.exit_code for each in classes if issubclass(each, errors.DsgdError)}
     assert raised <= said

@@ -28,7 +28,7 @@ class Mistake(NamedTuple):
     key: bool = False
 
     def __str__(self) -> str:
-        return f"{self.what} - {self.hint}" if self.hint else self.what
+        return f"{self.what} – {self.hint}" if self.hint else self.what
 
 
 def mistakes(found: Iterable[Mistake]) -> PydanticCustomError:

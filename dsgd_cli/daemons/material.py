@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dsgd_cli.learning.adapters import Model, load_data, load_model
+from dsgd_cli.learning.adapters import Model, forget, load_data, load_model
 from dsgd_cli.learning.datasets import Dataset
 
 Files = Mapping[str, "str | None"]
@@ -38,6 +38,7 @@ class Material:
 def load(train: Mapping[str, Any], seed: int, files: Files) -> Material:
     """Raises UserCodeError and SpecError for whatever is wrong with the user's things."""
     dtype = train["dtype"]
+    forget()
     paths = {what: _path(train[what], files.get(what)) for what in ("model", "data")}
     model = load_model(*_reference(train["model"]), paths["model"])
     data = load_data(*_reference(train["data"]), paths["data"]).as_dtype(dtype)
@@ -67,15 +68,16 @@ def _reference(ref: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
 
 
 def _path(ref: Mapping[str, Any], sent: str | None) -> Path | None:
-    if not ref["path"]:
-        return None
-    return Path(ref["path"] if ref["on_host"] or sent is None else sent)
+    if ref["on_host"]:
+        return Path(ref["path"])
+    here = sent or ref["path"]
+    return Path(here) if here else None
 
 
 def _digest(model: Model, data: Dataset, source: Path | None, seed: int) -> str:
     """Equal on all workers that will compute the same. The first parameters are left out: their
     last bits may depend on the processor, and one worker alone writes them."""
     hashed = hashlib.sha256(f"{seed} {model.name} {data.digest()}".encode())
-    if source is not None:
+    if source is not None and source.is_file():
         hashed.update(source.read_bytes())
     return hashed.hexdigest()

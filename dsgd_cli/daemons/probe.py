@@ -20,22 +20,25 @@ def probe(line: Line, first: Message) -> None:
         line.send(probed(first))
     except (UserCodeError, SpecError) as error:
         text = f"{error.message} ({error.remedy})" if error.remedy else error.message
-        lifecycle.fail(line, text, "user", "\n".join(error.details))
+        kind = "spec" if isinstance(error, SpecError) else "user"
+        lifecycle.fail(line, text, kind, "\n".join(error.details))
     except Exception as error:
         lifecycle.fail(line, lifecycle.one_sentence(error), "internal", traceback.format_exc())
 
 
 def probed(first: Message) -> Message:
-    """What the model and the data are. Raises UserCodeError."""
+    """What the model and the data are. Raises UserCodeError; SpecError for too many servers."""
     import numpy as np
 
     from dsgd_cli.daemons import material
+    from dsgd_cli.engine.layout import cut
     from dsgd_cli.learning import probe as learning
 
     seed = int(first["seed"])
     found = material.load(first["train"], seed, first.get("files") or {})
     with np.errstate(all="ignore"):
         made = learning.probe(found.model, found.data, seed, found.dtype, found.batch_size)
+    cut(made.tensors, made.dtype, int(first["servers"]))
     return {
         "type": "probed",
         "tensors": [[name, list(shape)] for name, shape in made.tensors],

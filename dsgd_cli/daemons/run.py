@@ -184,7 +184,8 @@ class Run:
             try:
                 event = await job()
             except SpecError as error:
-                self.fail(one_sentence(error), kind="user")
+                text = f"{error.message} ({error.remedy})" if error.remedy else error.message
+                self.fail(text, kind="spec")
             except Exception as error:
                 self.fail(one_sentence(error), traceback.format_exc())
             else:

@@ -136,9 +136,8 @@ class Trainer:
         """Pushes what is summed, reports it, and drops the tasks."""
         if self._tasks:
             self._do(self._downpour.flush())
-            self._report.done_upto = self._position
-            if self._report.steps:
-                self._say(self._tasks[0])
+            self._report.done_upto = self._position  # the flush may have moved it without a step
+            self._say(self._tasks[0])
             self._tasks.clear()
         self._send(pb.FromWorker(drained=pb.Drained(epoch=self.epoch)))
 

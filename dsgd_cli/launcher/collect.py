@@ -1,4 +1,4 @@
-"""Bring the result home: slices of the parameters become one `model.safetensors`, logs become files.
+"""Bring the result home: slices of the parameters become one `model.safetensors`, logs follow.
 
 The safetensors format is a length, a JSON header and the raw bytes in order; the shards are
 contiguous slices of exactly these bytes, so they are streamed into place without numpy.

@@ -2,7 +2,7 @@
 
 The text becomes a tree of nodes with places (`nodes`), overrides are laid over it, ranges of hosts
 are expanded, and the models of `contract.spec` judge the result. Every finding is brought back to
-its line and column and printed once: `file:line:column  what - suggestion`, and a caret below.
+its line and column and printed once: `file:line:column  what – suggestion`, and a caret below.
 Only SpecError leaves this file.
 """
 
@@ -472,9 +472,9 @@ def _at(place: Place) -> str:
 
 
 def _rendered(problem: Problem) -> list[str]:
-    """The line `file:line:column  what - suggestion`, the text, and a caret below it."""
+    """The line `file:line:column  what – suggestion`, the text, and a caret below it."""
     place = problem.place
-    said = f"{problem.what} - {problem.hint}" if problem.hint else problem.what
+    said = f"{problem.what} – {problem.hint}" if problem.hint else problem.what
     lines = [f"{_at(place)}  {said}"]
     if place.line < len(place.source.lines):
         text = place.source.lines[place.line]

@@ -270,21 +270,21 @@ def surprise(node: Node) -> str:
     if not node.plain or not text or len(text) > MAX_DIGITS:
         return ""
     if text in _SURPRISING_WORDS:
-        return f"{_SURPRISING_WORDS[text]} in YAML 1.1 - read as text"
+        return f"{_SURPRISING_WORDS[text]} in YAML 1.1 – read as text"
     if text[0] not in _NUMBER_STARTS or (text.isdecimal() and text[0] != "0"):
         return ""
     if re.fullmatch(r"[-+]?0[0-7]+", text):
-        return f"{int(text, 8)} in YAML 1.1 - read as the number {node.scalar}"
+        return f"{int(text, 8)} in YAML 1.1 – read as the number {node.scalar}"
     if isinstance(node.scalar, float) and not re.fullmatch(
         r"[-+]?(([0-9]+\.[0-9]*([eE][-+][0-9]+)?)|(\.[0-9]+)|(\.(inf|nan)))", text, re.IGNORECASE
     ):
-        return f"text in YAML 1.1 - read as the number {node.scalar:g}"
+        return f"text in YAML 1.1 – read as the number {node.scalar:g}"
     if text.startswith("0o") and isinstance(node.scalar, int):
-        return f"text in YAML 1.1 - read as the number {node.scalar}"
+        return f"text in YAML 1.1 – read as the number {node.scalar}"
     if isinstance(node.scalar, str) and re.fullmatch(
         r"[-+]?([1-9][0-9_]*(:[0-5]?[0-9])+|[0-9][0-9_]*|0b[01_]+)", text
     ):
-        return "a number in YAML 1.1 - read as text"
+        return "a number in YAML 1.1 – read as text"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""The launcher's side of what runs on a host: `Remote` talks to a bootstrap, `AgentLink` to an agent.
+"""The launcher's side of a host: `Remote` talks to a bootstrap, `AgentLink` to an agent.
 
 Both speak JSON lines: `{"id": 1, "do": verb, ...}` out, `{"id": 1, "ok": {...}}` or
 `{"id": 1, "error": {"kind", "message"}}` back. A link also receives events, which a reader thread

@@ -1,4 +1,4 @@
-"""Events of the agents -> what they mean. A dead process is a value until it becomes a verdict here.
+"""Events of the agents -> what they mean. A dead process is a value until it is a verdict here.
 
 `Watch.next` hands out what the processes say, one message at a time; on the way it shows log lines,
 notes restarts, and raises when a death ends the run: a server's, the coordinator's, or a worker's

@@ -190,16 +190,43 @@ def _made(
     return table[name](**options)
 
 
+_imported: set[str] = set()  # modules that came with user code
+
+
+def forget() -> None:
+    """Makes the next run import the user's code afresh: it may have changed since the last one."""
+    for name in _imported:
+        sys.modules.pop(name, None)
+    _imported.clear()
+    importlib.invalidate_caches()
+
+
 def _import(kind: str, name: str, path: Path | None) -> tuple[ModuleType, str]:
-    """The user's module, and what to call it in messages."""
-    if kind == "module":
-        return _import_module(name), name
-    if kind != "file" or path is None:
-        raise SpecError(f"{kind!r} is not a kind of reference")
-    return _import_file(path), path.name
+    """The user's module, and what to call it in messages.
+
+    `path` of a module is its top-level package or file; None when it is installed on this host.
+    """
+    before = set(sys.modules)
+    try:
+        if kind == "module":
+            return _import_module(name, path), name
+        if kind != "file" or path is None:
+            raise SpecError(f"{kind!r} is not a kind of reference")
+        return _import_file(path), path.name
+    finally:
+        if path is not None:
+            _imported.update(each for each in set(sys.modules) - before if _is_below(each, path))
 
 
-def _import_module(name: str) -> ModuleType:
+def _is_below(module: str, path: Path) -> bool:
+    """Whether a loaded module came from the folder of `path`."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is not None and path.resolve().parent in Path(file).resolve().parents
+
+
+def _import_module(name: str, path: Path | None) -> ModuleType:
+    if path is not None and str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -21,20 +20,13 @@ def gone(child: Child, timeout_s: float = 5.0) -> int:
     return child.popen.wait(timeout_s)
 
 
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 @pytest.mark.parametrize("process", ["coordinator/0", "server/0", "worker/0"])
 def test_a_daemon_is_ready_at_once(new_cluster: NewCluster, process: str) -> None:
     made = new_cluster(form=False)
     child = made.start(process)
     ready = child.wait_for("ready")
-    used_s = cpu_s(child.popen.pid)
     assert ready["pid"] == child.popen.pid
     assert (ready["port"] is None) == (process == "worker/0")
-    assert used_s < 0.4  # 0.25 s here; twice is no accident
 
 
 @pytest.mark.parametrize("process", ["coordinator/0", "server/0", "worker/0"])

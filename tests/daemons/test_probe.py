@@ -15,7 +15,7 @@ from tests.daemons.agent import Child, Message
 def probe(train: dict[str, Any], tmp_path: Path) -> tuple[Message, int]:
     spec = Train.model_validate(train).model_dump(mode="json")
     files = {what: spec[what]["path"] or None for what in ("model", "data")}
-    setup = {"type": "setup", "train": spec, "files": files, "seed": 0, "results": str(tmp_path)}
+    setup = {"type": "setup", "train": spec, "files": files, "seed": 0, "servers": 1}
     child = Child("probe", setup)
     try:
         status = child.popen.wait(30)

@@ -213,7 +213,7 @@ def test_more_servers_than_blocks_are_an_error(new_cluster: NewCluster, tmp_path
     finished = made.finished(made.run({"model": model}))
     assert finished["outcome"] == "failed"
     error = made.coordinator.wait_for("run_error")
-    assert error["kind"] == "user"
+    assert error["kind"] == "spec"
     assert "3 servers but the model has only 1 block" in error["error"]
 
 

@@ -1,4 +1,4 @@
-"""The command line as a user has it: real processes, a home of its own, a cluster name of its own."""
+"""The command line as a user has it: real processes, a home and a cluster name of its own."""
 
 from __future__ import annotations
 

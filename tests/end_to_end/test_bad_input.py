@@ -83,7 +83,10 @@ def test_a_model_of_ones_own_from_a_module(user: User) -> None:
     [
         ('loss, {"W": p, "b": p.mean(axis=0)}', ["gradients", "W", "(5, 3)"]),
         ('loss, {"W": x.T @ p}', ["gradients", "b"]),
-        ('loss, {"W": (x.T @ p).astype(complex), "b": p.mean(axis=0)}', ["gradients", "W", "complex"]),
+        (
+            'loss, {"W": (x.T @ p).astype(complex), "b": p.mean(axis=0)}',
+            ["gradients", "W", "complex"],
+        ),
         ('loss, {"W": x.T @ p * np.nan, "b": p.mean(axis=0)}', ["gradients", "W", "nan"]),
         ("loss", ["gradients", "(loss, "]),
         ("1 / 0", ["ZeroDivisionError", "model.py"]),

@@ -61,17 +61,17 @@ def test_slots_bound_the_workers() -> None:
         (
             {"servers": {"count": 1, "on": ["gpv1"]}, "hosts": ["gpu1"]},
             ("servers", "on", 0),
-            "no host matches 'gpv1' - did you mean 'gpu1'?",
+            "no host matches 'gpv1' – did you mean 'gpu1'?",
         ),
         (
             {"workers": {"count": 1, "on": ["gpu[3-1]"]}, "hosts": ["gpu1"]},
             ("workers", "on", 0),
-            "'gpu[3-1]' is a range that goes backwards - write [1-3]",
+            "'gpu[3-1]' is a range that goes backwards – write [1-3]",
         ),
         (
             {"workers": 5, "hosts": [{"address": "a", "slots": 4}]},
             ("workers", "count"),
-            "5 workers, but their hosts have 4 slots - add hosts or slots, or use fewer workers",
+            "5 workers, but their hosts have 4 slots – add hosts or slots, or use fewer workers",
         ),
     ],
 )

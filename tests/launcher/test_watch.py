@@ -82,7 +82,7 @@ def test_a_worker_that_its_agent_gave_up_on_ends_the_run_with_its_own_words() ->
         exited("worker/1", status=1, signal=None),
     )
     assert seen.next(1).message == said
-    with pytest.raises(ProcessDied, match="no coordinator .exit status 1") as caught:
+    with pytest.raises(ProcessDied, match="worker/1@a failed: no coordinator") as caught:
         seen.next(1)
     assert caught.value.details == ("File x", "ValueError: y")
 
