@@ -82,7 +82,7 @@ def test_several_runs_one_after_the_other(new_cluster: NewCluster, tmp_path: Pat
         {
             "model": "mlp",
             "algorithm": {"downpour": {"push_every": 3, "fetch_every": 5}},
-            "optimizer": {"momentum": {"learning_rate": 0.05, "nesterov": True}},
+            "optimizer": {"momentum": {"learning_rate": 0.01, "nesterov": True}},
             "until": {"max_epochs": 3},
         },
         {"model": "softmax", "until": {"max_steps": 150}},
