@@ -572,7 +572,8 @@ def test_threads_share_one_connection(connect: Connect, host: Host) -> None:
 def test_more_streams_than_sessions(connect: Connect) -> None:
     """sshd allows ten (MaxSessions); the eleventh says so, and fits when another one ended."""
     transport = connect()
-    streams = [transport.open(["cat"]) for _ in range(10)]
+    slow_to_end = ["sh", "-c", "cat; sleep 0.3"]
+    streams = [transport.open(slow_to_end) for _ in range(10)]
     with refused(ConnectFailed, "refuses another session", within_s=6, remedy="MaxSessions"):
         transport.open(["cat"])
     streams[0].close()
