@@ -122,7 +122,13 @@ class SshTransport:
         command = "exec " + shlex.join(argv)
         if "\0" in command or argv[0].startswith("-"):  # `exec` would take it for an option
             raise ConnectFailed(self.host, f"cannot start {argv[0]!r}: not the name of a program")
-        return self._connected().start(command)
+        try:
+            return self._connected().start(command)
+        except LineWasDead:  # since it was last used: the next one is a new one
+            try:
+                return self._connected().start(command)
+            except LineWasDead as error:
+                raise ConnectFailed(self.host, str(error)) from error
 
     def close(self) -> None:
         with self._lock:
@@ -222,6 +228,10 @@ class Transient(Exception):
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+
+
+class LineWasDead(Exception):
+    """The connection broke before a program could be started on it. Never leaves this file."""
 
 
 class NoCommonHostKey(Exception):
@@ -768,7 +778,7 @@ class Connection:
         return self._transport.is_active()
 
     def start(self, command: str) -> SshStream:
-        """Run a command on a new channel."""
+        """Run a command on a new channel. Raises ConnectFailed, or LineWasDead."""
         stream = SshStream(self, self._open_channel(), self._stderr)
         with self._lock:
             self._streams.add(stream)
@@ -788,6 +798,7 @@ class Connection:
 
     def _open_channel(self) -> paramiko.Channel:
         for pause_s in (*SESSION_PAUSES_S, None):
+            started = time.monotonic()
             try:
                 return self._transport.open_session(timeout=CHANNEL_TIMEOUT_S)
             except paramiko.ChannelException as error:  # a program that was closed still ends
@@ -799,9 +810,12 @@ class Connection:
                     ) from error
                 time.sleep(pause_s)
             except (paramiko.SSHException, OSError, EOFError) as error:
+                waited_s = time.monotonic() - started
                 self.abort()
+                if waited_s < CHANNEL_TIMEOUT_S:
+                    raise LineWasDead(f"the connection was lost ({self.reason(error)})") from error
                 raise ConnectFailed(
-                    self.host, f"the connection was lost ({self.reason(error)})"
+                    self.host, f"its SSH server does not answer any more ({self.reason(error)})"
                 ) from error
         raise AssertionError("unreachable")
 

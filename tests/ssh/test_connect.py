@@ -631,6 +631,33 @@ def test_a_host_that_lost_its_power(home: Path) -> None:
         transport.close()
 
 
+def test_a_connection_that_broke_unseen_is_replaced(connect: Connect, host: Host) -> None:
+    transport = connect()
+    for _ in range(10):
+        stream = transport.open(["cat"])
+        assert transport._connection is not None
+        transport._connection._transport.sock.shutdown(socket.SHUT_RDWR)  # it will find out
+        assert hello(transport) == host.name.encode()
+        stream.close()
+
+
+def test_a_server_that_stops_answering_is_not_waited_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require()
+    monkeypatch.setattr(ssh, "CHANNEL_TIMEOUT_S", 0.5)
+    with Hosts(1) as hosts:
+        hosts.make_home(home)
+        transport = SshTransport("gpu1", hosts[0].address)
+        transport.open(["cat"])
+        hosts[0].freeze()
+        with refused(ConnectFailed, "does not answer any more", within_s=2):
+            transport.open(["cat"])
+        hosts[0].thaw()
+        assert hello(transport) == hosts[0].name.encode()
+        transport.close()
+
+
 def test_a_frozen_host_does_not_hold_up_closing(home: Path) -> None:
     """Its kernel goes on answering, its sshd does not: neither reading nor writing goes on."""
     require()
