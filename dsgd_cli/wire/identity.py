@@ -68,7 +68,11 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 class PeerUnreachable(DsgdError):
-    """No connection to another daemon. `kind` "identity" is permanent, "unreachable" is not."""
+    """No connection to another daemon.
+
+    `kind` "identity" (one side refuses the other's certificate) is permanent, "unreachable" is not:
+    a connection that ends or makes no sense may be a process that is dying.
+    """
 
     exit_code = 6
 
@@ -223,6 +227,15 @@ def open_aio_channel(identity: Identity, peer: str, address: str) -> aio.Channel
 
 def probe(identity: Identity, peer: str, address: str, timeout_s: float = 5.0) -> None:
     """One mTLS handshake with `peer` at `address`. Raises PeerUnreachable that says why not."""
+    for _ in range(2):
+        if _is_taken_in(identity, peer, address, timeout_s):
+            return
+    # gRPC sends no alert about a certificate that it refuses, it hangs up: twice is no accident.
+    raise PeerUnreachable(peer, address, "does not accept our certificate", "identity")
+
+
+def _is_taken_in(identity: Identity, peer: str, address: str, timeout_s: float) -> bool:
+    """Whether the other side said something after the handshake, and did not hang up."""
     host, _, port = address.rpartition(":")
     context = _context(identity)
     try:
@@ -235,8 +248,7 @@ def probe(identity: Identity, peer: str, address: str, timeout_s: float = 5.0) -
             with context.wrap_socket(raw, server_hostname=name) as secure:
                 # In TLS 1.3 the other side judges our certificate after our half is done:
                 # only its first bytes (HTTP/2 settings) say that it took us in.
-                if not secure.recv(1):
-                    raise ConnectionResetError
+                return bool(secure.recv(1))
         except (OSError, ValueError) as error:
             why, kind = _why_no_handshake(error, timeout_s)
             raise PeerUnreachable(peer, address, why, kind) from error
@@ -266,8 +278,8 @@ def _why_no_handshake(error: Exception, timeout_s: float) -> tuple[str, str]:
     if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
         return f"does not accept our certificate ({error.reason})", "identity"
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-        return f"does not speak TLS ({error.reason})", "identity"
-    return "closes the connection during the TLS handshake", "identity"
+        return f"does not speak TLS ({error.reason})", "unreachable"
+    return "closes the connection during the TLS handshake", "unreachable"
 
 
 def _context(identity: Identity) -> ssl.SSLContext:

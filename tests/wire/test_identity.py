@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,7 +148,7 @@ def test_probe_knows_that_our_certificate_is_refused(shard: Shard, stranger: Aut
         theirs["key"],
     )
     error = why_not(mixed, shard.address)
-    assert "does not accept our certificate" in error.why or "during the TLS" in error.why
+    assert "does not accept our certificate" in error.why
     assert error.kind == "identity"
 
 
@@ -166,7 +167,7 @@ def test_probe_knows_that_nobody_listens(authority: Authority) -> None:
 
 
 @contextmanager
-def accepting(answer: bytes | None) -> Iterator[str]:
+def accepting(answer: bytes | None, reset: bool = False) -> Iterator[str]:
     """A TCP server that answers a connection so; None: not at all."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ended = threading.Event()
@@ -175,6 +176,9 @@ def accepting(answer: bytes | None) -> Iterator[str]:
             connection, _ = listener.accept()
             with connection:
                 connection.recv(4096)
+                if reset:  # no FIN, but an RST
+                    linger = struct.pack("ii", 1, 0)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 if answer is not None:
                     connection.sendall(answer)
                 else:
@@ -193,13 +197,16 @@ def test_probe_knows_a_server_without_tls(authority: Authority) -> None:
     with accepting(b"HTTP/1.1 400 Bad Request\r\n\r\n") as address:
         error = why_not(identity(authority, "worker/0"), address)
     assert "does not speak TLS" in error.why
-    assert error.kind == "identity"
+    assert error.kind == "unreachable"
 
 
-def test_probe_knows_a_peer_that_hangs_up(authority: Authority) -> None:
-    with accepting(b"") as address:
+@pytest.mark.parametrize("reset", [False, True])
+def test_probe_knows_a_peer_that_hangs_up(authority: Authority, reset: bool) -> None:
+    """It may be dying: another one may be there in a moment."""
+    with accepting(b"", reset) as address:
         error = why_not(identity(authority, "worker/0"), address)
     assert "closes the connection" in error.why
+    assert error.kind == "unreachable"
 
 
 def test_probe_knows_a_peer_that_says_nothing(authority: Authority) -> None:
