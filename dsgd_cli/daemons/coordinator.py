@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S = 1.0
 SILENCE_S = 6.0
+FRESH_S = 2.5  # whoever has been heard of since is certainly there
 HELLO_TIMEOUT_S = 10.0
 
 
@@ -55,8 +56,19 @@ async def _serve(line: Line, setup: Setup) -> None:
 
     line.listen(listen)
     threading.Thread(target=_warm_up, daemon=True).start()
+    alive = asyncio.create_task(_live(line))
+    try:
+        while True:
+            await coordinator.obey(await inbox.get())
+    finally:
+        alive.cancel()
+
+
+async def _live(line: Line) -> None:
+    """Every second, from the loop that everything here depends on, a sign that it turns."""
     while True:
-        await coordinator.obey(await inbox.get())
+        line.send({"type": "alive"})
+        await asyncio.sleep(HEARTBEAT_S)
 
 
 def _warm_up() -> None:
@@ -122,6 +134,8 @@ class Coordinator(CoordinatorServicer):
         for error in lost:
             self._say_unreachable(COORDINATOR, error.process, error.address, error.why, error.kind)
         if lost:
+            if self._run is not None:
+                self._run.fail(f"{COORDINATOR} lost {lost[0]}", process=lost[0].process)
             self._peers = None
             await peers.close()
             return
@@ -134,8 +148,13 @@ class Coordinator(CoordinatorServicer):
     def _maybe_formed(self) -> None:
         if not self._forming or self._peers is None:
             return
-        reached = {m.worker for m in self._members.values() if m.reached == self._peers.addresses}
-        if reached >= set(range(self._workers)):
+        heard_s = time.monotonic() - FRESH_S
+        here = {
+            member.worker
+            for member in self._members.values()
+            if member.reached == self._peers.addresses and member.heard_s > heard_s
+        }
+        if here >= set(range(self._workers)):
             self._forming = False
             self._line.send({"type": "formed"})
 
@@ -295,6 +314,7 @@ class Coordinator(CoordinatorServicer):
         kind = message.WhichOneof("kind")
         if kind == "heartbeat":
             member.steps = message.heartbeat.steps
+            self._maybe_formed()
         elif kind == "reached":
             member.reached = tuple(message.reached.addresses)
             self._maybe_formed()

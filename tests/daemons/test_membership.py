@@ -144,6 +144,52 @@ def test_formed_means_that_every_worker_reached_every_server(new_cluster: NewClu
     made.coordinator.wait_for("formed", 5, after=said)
 
 
+def test_formed_is_said_again_only_when_every_worker_is_there(new_cluster: NewCluster) -> None:
+    made = new_cluster()
+    made.children["worker/1"].kill()
+    a_second_passes(made)
+    made.announce()
+    a_second_passes(made)
+    a_second_passes(made)
+    assert len(made.coordinator.all("formed")) == 1
+    said = len(made.coordinator.messages)
+    made.restart(1)
+    made.coordinator.wait_for("formed", 10, after=said)
+
+
+def a_second_passes(made: Cluster) -> None:
+    """For the coordinator, at least."""
+    made.coordinator.wait_for("alive", 5, after=len(made.coordinator.messages))
+
+
+def test_a_frozen_server_is_found_when_the_cluster_is_formed_again(
+    new_cluster: NewCluster,
+) -> None:
+    made = new_cluster()
+    frozen = made.children["server/1"]
+    frozen.popen.send_signal(signal.SIGSTOP)
+    said = len(made.coordinator.messages)
+    made.announce()
+    lost = made.coordinator.wait_for("unreachable", 9, after=said)
+    assert (lost["process"], lost["to"]) == ("coordinator/0", "server/1")
+    assert lost["kind"] == "unreachable"
+    assert len(made.coordinator.all("formed")) == 1
+    frozen.popen.send_signal(signal.SIGCONT)
+    said = len(made.coordinator.messages)
+    made.announce()
+    made.coordinator.wait_for("formed", 10, after=said)
+
+
+def test_the_coordinator_gives_signs_of_life(new_cluster: NewCluster) -> None:
+    made = new_cluster(form=False, servers=1, workers=0)
+    ready = made.start("coordinator/0").wait_for("ready")
+    made.coordinator.wait_for("alive", 5)
+    eventually(lambda: len(made.coordinator.all("alive")) >= 4)
+    times = [ready["at_s"], *(message["at_s"] for message in made.coordinator.all("alive"))]
+    assert max(after - before for before, after in zip(times, times[1:], strict=False)) < 2
+    assert made.coordinator.messages[0]["type"] == "ready"
+
+
 def test_a_lease_is_passed_on_to_every_process(new_cluster: NewCluster) -> None:
     made = new_cluster()
     made.coordinator.tell({"type": "lease", "holder": "mia@laptop", "seconds": 15.0})
