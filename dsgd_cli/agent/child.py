@@ -42,9 +42,15 @@ class Child:
     """A started process, until `finish`."""
 
     def __init__(
-        self, plan: Plan, run_dir: Path, selector: selectors.BaseSelector, hearing: Hearing
+        self,
+        plan: Plan,
+        life: str,
+        run_dir: Path,
+        selector: selectors.BaseSelector,
+        hearing: Hearing,
     ) -> None:
         self.process = plan.process
+        self.life = life
         self.started_at = time.time()
         self._selector, self._hearing = selector, hearing
         self._oom_kills = oom.kills()
@@ -52,7 +58,7 @@ class Child:
         self._channel, theirs = socket.socketpair()
         with theirs:
             try:
-                self._popen = _spawn(plan, run_dir, theirs.fileno())
+                self._popen = _spawn(plan, life, run_dir, theirs.fileno())
             except (OSError, ValueError) as error:  # ValueError: a zero byte, a bad name
                 self._channel.close()
                 raise Refused("unfit", f"cannot start {plan.process}: {error}") from None
@@ -180,9 +186,9 @@ class Child:
             self._channel.close()
 
 
-def _spawn(plan: Plan, run_dir: Path, channel: int) -> subprocess.Popen[bytes]:
-    inherited = {name: value for name, value in os.environ.items() if name != processes.PROCESS}
-    environment = {**plan.env, "DSGD_AGENT_FD": str(channel), processes.PROCESS: plan.process}
+def _spawn(plan: Plan, life: str, run_dir: Path, channel: int) -> subprocess.Popen[bytes]:
+    environment = {**plan.env, "DSGD_AGENT_FD": str(channel)}
+    environment |= {processes.PROCESS: plan.process, processes.LIFE: life}
     for name in (processes.CLUSTER, processes.CLUSTER_ID, processes.RUN_DIR):
         environment[name] = os.environ[name]  # whatever `env` says: the sweep relies on them
     return subprocess.Popen(
@@ -191,7 +197,7 @@ def _spawn(plan: Plan, run_dir: Path, channel: int) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,
-        env=inherited | environment,
+        env={**os.environ, **environment},
         cwd=run_dir,
         pass_fds=(channel,),
         start_new_session=True,

@@ -1,7 +1,7 @@
 """What a launcher may ask of the agent: every command checked, then given to who does it.
 
-Commands on one connection are answered in their order, except `stop` and `shutdown`, which answer
-when they are done.
+Commands on one connection are answered in their order, except `shutdown`, which answers when all
+is gone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dsgd_cli.agent import names
 from dsgd_cli.agent.clients import Client
 from dsgd_cli.agent.fleet import Fleet
 from dsgd_cli.agent.framing import Message, Refused
-from dsgd_cli.agent.lease import Lease, now_s, seconds
+from dsgd_cli.agent.lease import Lease, seconds
 from dsgd_cli.agent.life import Plan
 from dsgd_cli.agent.store import Store
 from dsgd_cli.agent.teardown import GRACE_S, grace
@@ -40,10 +40,8 @@ class Commands:
             "tell": lambda client, r: self._tell(r),
             "lease": lambda client, r: self._set_lease(r),
             "subscribe": self._subscribe,
-            "store": lambda client, r: self._store.spec(r.get("spec")),
             "put_secret": lambda client, r: self._store.put_secret(r.get("name"), r.get("text")),
             "get_secret": lambda client, r: {"text": self._store.secret(r.get("name"))},
-            "stop": self._stop,
             "shutdown": self._shutdown,
         }
 
@@ -86,15 +84,6 @@ class Commands:
         client.reply(request.get("id"), {})
         client.logs = bool(request.get("logs"))
         client.subscribed = True
-
-    def _stop(self, client: Client, request: Message) -> None:
-        chosen = request.get("processes")
-        if chosen is not None:
-            if not isinstance(chosen, list):
-                raise Refused("invalid", "`processes` is neither a list nor null")
-            chosen = [names.process(name) for name in chosen]
-        grace_s = grace(request.get("grace_s", GRACE_S))
-        self._fleet.stop(chosen, grace_s, now_s(), _replying(client, request.get("id")))
 
     def _shutdown(self, client: Client, request: Message) -> None:
         grace_s = grace(request.get("grace_s", GRACE_S))

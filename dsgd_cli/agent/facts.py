@@ -1,4 +1,4 @@
-"""What this host is: python, platform, libc, sizes. Asked once per connection, so it must be quick.
+"""What this host is: python, platform, libc, free space. Asked often, so it must be quick.
 
 The launcher chooses wheels by these; a field that cannot be known is null, never a guess.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import shutil
 import sys
 from pathlib import Path
@@ -39,24 +38,12 @@ def facts() -> Message:
         "machine": system.machine,
         "system": system.sysname,
         "libc": libc(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "disk_free_bytes": disk_free_bytes(cache),
-        "home": str(paths.home()),
-        "uid": os.getuid(),
-        "user": user(),
         "ssh_connection": os.environ.get("SSH_CONNECTION"),
         "cache": str(cache),
         "state": str(state),
         "boot_id": processes.boot_id(),
     }
-
-
-def user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
 
 
 def libc() -> list[str] | None:

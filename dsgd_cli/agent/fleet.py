@@ -7,29 +7,20 @@ is not to be restarted). Decides by the clock that it is given through `tick`; d
 
 from __future__ import annotations
 
+import itertools
 import selectors
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dsgd_cli.agent import processes
 from dsgd_cli.agent.child import Child, Hearing
 from dsgd_cli.agent.clients import Clients
 from dsgd_cli.agent.framing import Message, Refused
 from dsgd_cli.agent.life import Exit, Plan, Process, backoff_s
+from dsgd_cli.agent.strays import Strays
 
 REMEMBERED = ("progress", "formed", "finished", "failed", "run_error")
-
-
-class Stopping:
-    """A `stop` that waits for the end of its processes."""
-
-    def __init__(self, running: set[str], done: Callable[[Message], None]) -> None:
-        self.running = running
-        self.waiting = set(running)
-        self.killed: set[str] = set()
-        self.done = done
 
 
 class Fleet:
@@ -43,10 +34,14 @@ class Fleet:
         changed: Callable[[Message], None],
     ) -> None:
         self.processes: dict[str, Process] = {}
-        self._run_dir, self._cluster_id, self._selector = run_dir, cluster_id, selector
+        self._run_dir, self._selector = run_dir, selector
         self._emit, self._renew, self._changed = clients.emit, renew, changed
         self._hearing = Hearing(self._on_message, clients.emit_lines)
-        self._stops: list[Stopping] = []
+        self._strays = Strays(run_dir, cluster_id)
+        self._lives = itertools.count(1)
+        self._stopping = False
+        self._stopped = 0
+        self._killed: set[str] = set()
 
     @property
     def running(self) -> set[str]:
@@ -83,21 +78,13 @@ class Fleet:
             if process.child is not None:
                 process.child.tell(message, droppable=True)
 
-    def stop(
-        self,
-        chosen: Iterable[str] | None,
-        grace_s: float,
-        now_s: float,
-        done: Callable[[Message], None],
-    ) -> None:
-        """TERM, `grace_s`, KILL; `done` hears {stopped, killed, killed_processes} afterwards."""
-        targets = set(self.processes if chosen is None else chosen) & self.processes.keys()
-        stopping = Stopping(targets & self.running, done)
-        self._stops.append(stopping)
-        for name in targets:
-            process = self.processes[name]
+    def stop(self, grace_s: float, now_s: float) -> None:
+        """TERM to all, KILL after `grace_s`, and no more restarts. Once more can only be sooner."""
+        if not self._stopping:
+            self._stopping = True
+            self._stopped = len(self.running)
+        for process in self.processes.values():
             process.restart_at = None
-            process.stopping = True
             if process.child is None:
                 if process.state == "restarting":
                     process.state = "stopped"
@@ -106,14 +93,21 @@ class Fleet:
             process.kill_at = kill_at if process.kill_at is None else min(kill_at, process.kill_at)
             process.child.signal(signal.SIGTERM)
             process.child.signal(signal.SIGCONT)  # a frozen one may end by itself, too
-        self._settle()
+        self._strays.suspect(now_s)
+
+    @property
+    def ended(self) -> Message | None:
+        """After `stop`, when nothing is left any more: {stopped, killed, killed_processes}."""
+        if not self._stopping or self.running or self._strays.due_s is not None:
+            return None
+        killed = sorted(self._killed)
+        return {"stopped": self._stopped, "killed": len(killed), "killed_processes": killed}
 
     def reap(self, now_s: float) -> None:
         """Look for ended children: after SIGCHLD, and now and then."""
         for process in list(self.processes.values()):
             if process.child is not None and process.child.ended():
                 self._on_exit(process, process.child.finish(), now_s)
-        self._settle()
 
     def tick(self, now_s: float) -> None:
         """Do what is due."""
@@ -121,15 +115,19 @@ class Fleet:
             if process.child is not None and process.kill_at and now_s >= process.kill_at:
                 process.child.signal(signal.SIGKILL)
                 process.kill_at = now_s + 1.0  # again, if need be
-                for stopping in self._stops:
-                    stopping.killed |= stopping.waiting & {process.plan.process}
+                self._killed.add(process.plan.process)
             if process.restart_at is not None and now_s >= process.restart_at:
                 self._restart(process, now_s)
+        lives = {process.child.life for process in self.processes.values() if process.child}
+        if not (self._stopping and lives):  # they may still be ending what they began
+            self._strays.tick(now_s, lives)
 
     def next_s(self) -> float | None:
         """When `tick` has something to do."""
         due = [process.kill_at for process in self.processes.values() if process.child]
         due += [process.restart_at for process in self.processes.values()]
+        if not (self._stopping and self.running):
+            due.append(self._strays.due_s)
         return min((at for at in due if at is not None), default=None)
 
     def kill_all(self) -> None:
@@ -139,7 +137,8 @@ class Fleet:
                 process.child.signal(signal.SIGKILL)
 
     def _launch(self, process: Process) -> None:
-        child = Child(process.plan, self._run_dir, self._selector, self._hearing)
+        life = str(next(self._lives))
+        child = Child(process.plan, life, self._run_dir, self._selector, self._hearing)
         process.child, process.pid, process.start_time = child, child.pid, child.start_time
         process.started_at = child.started_at
         process.state, process.ready, process.last = "starting", None, {}
@@ -165,11 +164,10 @@ class Fleet:
 
     def _on_exit(self, process: Process, exit: Exit, now_s: float) -> None:
         name = process.plan.process
-        if not process.stopping:
-            processes.end_strays(self._run_dir, self._cluster_id, among={name})
+        self._strays.suspect(now_s)
         process.child, process.kill_at, process.exit = None, None, exit
         delay_s = None
-        if process.stopping:
+        if self._stopping:
             process.state = "stopped"
         elif exit.status == 0:
             process.state = "exited"
@@ -178,8 +176,6 @@ class Fleet:
                 delay_s = backoff_s(process.restarted, now_s, process.plan.backoff_s)
             process.state = "failed" if delay_s is None else "restarting"
             process.restart_at = None if delay_s is None else now_s + delay_s
-        for stopping in self._stops:
-            stopping.waiting.discard(name)
         self._save()
         self._emit(
             {
@@ -195,16 +191,6 @@ class Fleet:
                 "t": exit.t,
             }
         )
-
-    def _settle(self) -> None:
-        """Answer the stops that have nothing to wait for any more."""
-        for stopping in [each for each in self._stops if not each.waiting]:
-            self._stops.remove(stopping)
-            if stopping.running:
-                processes.end_strays(self._run_dir, self._cluster_id, among=stopping.running)
-            killed = sorted(stopping.killed)
-            stopped = len(stopping.running)
-            stopping.done({"stopped": stopped, "killed": len(killed), "killed_processes": killed})
 
     def _on_message(self, name: str, message: Message) -> None:
         process, kind = self.processes[name], message.get("type")

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import time
 from pathlib import Path
 
 from dsgd_cli.agent import paths
@@ -42,16 +41,6 @@ def lock_file(path: Path) -> int | None:
         os.close(descriptor)
 
 
-def _patiently(path: Path) -> int | None:
-    """`holder` takes the lock for a moment to see whether it is free: that is not holding."""
-    for _ in range(10):
-        descriptor = lock_file(path)
-        if descriptor is not None:
-            return descriptor
-        time.sleep(0.02)
-    return None
-
-
 def is_still(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
@@ -74,7 +63,7 @@ class Hold:
         else:
             if mine is not None:
                 os.close(mine[0])
-            descriptor = _patiently(path)
+            descriptor = lock_file(path)
         if descriptor is None:
             raise Refused("held", f"{cluster} is held by another dsgd", owner=read_owner(path))
         os.ftruncate(descriptor, 0)
@@ -86,25 +75,20 @@ class Hold:
         if cluster in self._held:
             self.hold(cluster, self._held[cluster][1])
 
-    def release(self, cluster: str) -> None:
-        """Give it back. A run directory in which nothing but the lock ever was goes with it."""
-        descriptor, _ = self._held.pop(cluster, (-1, {}))
-        if descriptor < 0:
-            return
-        folder = paths.run_dir(cluster)
-        with contextlib.suppress(OSError):
-            if is_still(descriptor, folder / LOCK):
-                if os.listdir(folder) == [LOCK]:  # noqa: PTH208
-                    (folder / LOCK).unlink()
-                    folder.rmdir()
-                else:
-                    os.ftruncate(descriptor, 0)
-        os.close(descriptor)
-        paths.prune()
-
     def release_all(self) -> None:
-        for cluster in list(self._held):
-            self.release(cluster)
+        """Give them back. A run directory in which nothing but the lock ever was goes with it."""
+        for cluster, (descriptor, _) in self._held.items():
+            folder = paths.run_dir(cluster)
+            with contextlib.suppress(OSError):
+                if is_still(descriptor, folder / LOCK):
+                    if os.listdir(folder) == [LOCK]:  # noqa: PTH208
+                        (folder / LOCK).unlink()
+                        folder.rmdir()
+                    else:
+                        os.ftruncate(descriptor, 0)
+            os.close(descriptor)
+        self._held.clear()
+        paths.prune()
 
 
 def read_owner(path: Path) -> Message | None:
@@ -113,21 +97,3 @@ def read_owner(path: Path) -> Message | None:
     except (OSError, ValueError):
         return None
     return owner if isinstance(owner, dict) else None
-
-
-def holder(run_dir: Path) -> Message | None:
-    """Who holds the cluster now; None when nobody does. Takes no lock and creates nothing."""
-    path = run_dir / LOCK
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return read_owner(path) or {}
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
-    return None

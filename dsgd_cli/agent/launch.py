@@ -58,13 +58,12 @@ def _start(request: Message, run_dir: Path, lock: int) -> Message:
     environment = {name: value for name, value in os.environ.items() if name[:5] != "DSGD_"}
     environment |= {processes.CLUSTER: cluster, processes.CLUSTER_ID: cluster_id}
     environment |= {processes.RUN_DIR: str(run_dir), processes.PROCESS: processes.AGENT}
-    python = request.get("python") or sys.executable
-    argv = [str(python), "-I", "-u", "-c", payload.STUB, "dsgd-agent", cluster]
+    argv = [sys.executable, "-I", "-u", "-c", payload.STUB, "dsgd-agent", cluster]
     try:
         stdin = payload.payload("supervisor") + framing.encode(config)
         return _run(argv, environment, stdin, lock)
-    except Refused:
-        processes.end_strays(run_dir, cluster_id)
+    except BaseException:
+        processes.end_members(run_dir, cluster_id)
         clear(run_dir)
         with contextlib.suppress(OSError):
             (run_dir / LOCK).unlink()
@@ -75,12 +74,9 @@ def _start(request: Message, run_dir: Path, lock: int) -> Message:
 
 def _run(argv: list[str], environment: dict[str, str], stdin: bytes, lock: int) -> Message:
     pipe = subprocess.PIPE
-    try:
-        child = subprocess.Popen(
-            argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, pass_fds=(lock,)
-        )
-    except OSError as error:
-        raise Refused("unfit", f"cannot start {argv[0]}: {error.strerror}") from None
+    child = subprocess.Popen(
+        argv, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, pass_fds=(lock,)
+    )
     try:
         out, err = child.communicate(stdin, START_TIMEOUT_S)
     except subprocess.TimeoutExpired:

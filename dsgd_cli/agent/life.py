@@ -65,7 +65,6 @@ class Process:
         self.restarted: deque[float] = deque()
         self.restart_at: float | None = None
         self.kill_at: float | None = None
-        self.stopping = False
 
     def describe(self) -> Message:
         exit = self.exit

@@ -2,7 +2,7 @@
 
 Per process in order, from the oldest rotated file to the newest. Following keeps each file open and
 goes on by inode, so that a rotation neither loses nor repeats a line; files that appear later are
-picked up. It ends with stdin, with any line on it, or with the run directory.
+picked up. It ends with stdin, with the next request, or with the run directory.
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ def send(
         if not follow or not folder.is_dir():
             break
         lines = None  # of files that appear from now on, everything is new
-        if stdin.wait(POLL_S):
-            stdin.line()  # "cancel", or the end of the connection
+        if stdin.wait(POLL_S):  # the next request, or the end of the connection
             break
     for log in logs.values():
         log.close()

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsgd_cli.agent import cache, facts, hold, paths, processes
+from dsgd_cli.agent import cache, facts, paths, processes
 from dsgd_cli.agent.framing import Message
 
 
@@ -62,6 +62,5 @@ def observe(cluster: str, wanted: Message) -> Message:
         "agent": agent,
         "processes": processes_of(run_dir),
         "spec": read_json(run_dir / "spec.json"),
-        "held_by": hold.holder(run_dir),
         "leftovers": [{"pid": s.pid, "process": s.process, "cmdline": s.cmdline} for s in strays],
     }

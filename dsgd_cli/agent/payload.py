@@ -40,6 +40,7 @@ MODULES = (
     "processes",
     "serve",
     "store",
+    "strays",
     "supervisor",
     "teardown",
     "unpack",

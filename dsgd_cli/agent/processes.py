@@ -12,7 +12,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ CLUSTER = "DSGD_CLUSTER"
 CLUSTER_ID = "DSGD_CLUSTER_ID"
 RUN_DIR = "DSGD_RUN_DIR"  # tells apart clusters of one name under two state folders
 PROCESS = "DSGD_PROCESS"
+LIFE = "DSGD_LIFE"  # a number that the agent gives out once: tells a restarted process apart
 AGENT = "agent"
 
 
@@ -44,6 +45,7 @@ class Member(NamedTuple):
     pid: int
     start_time: int
     process: str
+    life: str
     cluster_id: str
     cmdline: str
 
@@ -133,8 +135,10 @@ def sweep(run_dir: Path, cluster_id: str = "") -> list[Member]:
             continue
         seen = stat(pid)
         if seen is not None and not seen.dead:
-            name, number = variables.get(PROCESS, ""), variables.get(CLUSTER_ID, "")
-            found.append(Member(pid, seen.start_time, name, number, cmdline(pid)))
+            process, life, number = (
+                variables.get(name, "") for name in (PROCESS, LIFE, CLUSTER_ID)
+            )
+            found.append(Member(pid, seen.start_time, process, life, number, cmdline(pid)))
     return sorted(found, key=lambda member: member.pid)
 
 
@@ -218,13 +222,10 @@ def end_all(find: Callable[[], Iterable[tuple[int, int]]], grace_s: float) -> se
     return killed
 
 
-def end_strays(
-    run_dir: Path, cluster_id: str, grace_s: float = 0.0, among: Collection[str] | None = None
-) -> set[int]:
-    """End what left its group and its session, but still carries our marks."""
+def end_members(run_dir: Path, cluster_id: str) -> set[int]:
+    """End all that carries these marks, whatever becomes of it."""
 
     def find() -> list[tuple[int, int]]:
-        found = sweep(run_dir, cluster_id)
-        return [(m.pid, m.start_time) for m in found if among is None or m.process in among]
+        return [(m.pid, m.start_time) for m in sweep(run_dir, cluster_id)]
 
-    return end_all(find, grace_s)
+    return end_all(find, grace_s=0.0)

@@ -43,7 +43,6 @@ class Server:
         self._verbs: dict[str, Callable[[Message], Message | None]] = {
             "observe": lambda r: observe.observe(names.cluster(r.get("cluster")), wanted(r)),
             "hold": self._hold,
-            "release": self._release,
             "receive": self._receive,
             "send": lambda r: files.send(r.get("path"), r.get("id")),
             "remove": lambda r: files.remove(r.get("path")),
@@ -53,7 +52,6 @@ class Server:
             "verify": self._verify,
             "purge": self._purge,
             "logs": self._logs,
-            "cancel": lambda r: {},  # of a `logs` that had already ended
         }
 
     def run(self) -> None:
@@ -92,10 +90,6 @@ class Server:
         if not isinstance(owner, dict):
             raise Refused("invalid", "hold needs an owner")
         self.holding.hold(names.cluster(request.get("cluster")), owner)
-        return {}
-
-    def _release(self, request: Message) -> Message:
-        self.holding.release(names.cluster(request.get("cluster")))
         return {}
 
     def _receive(self, request: Message) -> Message:

@@ -29,7 +29,6 @@ from dsgd_cli.agent.teardown import GRACE_S
 LAPSE_GRACE_S = 2.0
 FLUSH_S = 1.0
 LONGEST_WAIT_S = 1.0  # epoll's clock stands still in suspension, ours does not
-NOTHING: Message = {"stopped": 0, "killed": 0, "killed_processes": []}
 
 
 def main() -> None:
@@ -71,8 +70,6 @@ class Agent:
         self.run_dir = Path(config["run_dir"])
         self._lease = Lease(seconds(config.get("lease_s")))
         self._asked: list[Done] = []  # by whom to end
-        self._ended: Message | None = None
-        self._grace_until = 0.0
         inherit_lock(config.get("lock"), self.run_dir)
         paths.make_private(self.run_dir / "logs")
         self._selector = selectors.DefaultSelector()
@@ -97,19 +94,19 @@ class Agent:
 
     def run(self) -> int:
         """Until everything has ended; the exit status."""
-        status = 0
+        ended, status = None, 0
         try:
-            while self._ended is None:
+            while (ended := self._fleet.ended) is None:
                 self._turn()
         except BaseException:
             framing.complain(traceback.format_exc())
             self._fleet.kill_all()
+            processes.end_members(self.run_dir, self._id)
             status = 1
-        left_s = max(0.2, self._grace_until - now_s()) if status == 0 else 0.0
-        processes.end_strays(self.run_dir, self._id, left_s)
         paths.remove_run(self.run_dir)
-        for done in self._asked:
-            done(self._ended or NOTHING)
+        if ended is not None:
+            for done in self._asked:
+                done(ended)
         self._clients.close(FLUSH_S)
         return status
 
@@ -133,21 +130,13 @@ class Agent:
     def _end(self, grace_s: float, done: Done | None = None) -> None:
         """Begin to end, or end sooner; `done` hears when all is gone."""
         self._asked += [done] if done else []
-        until = now_s() + grace_s
-        if self._commands.ending:
-            self._grace_until = min(until, self._grace_until)
-            self._fleet.stop(None, grace_s, now_s(), lambda said: None)
-            return
-        self._commands.ending = True
-        self._grace_until = until
-        for member in processes.sweep(self.run_dir, self._id):
-            target = processes.Target(member.pid, member.start_time)
-            target.send(signal.SIGTERM)
-            target.close()
-        self._fleet.stop(None, grace_s, now_s(), self._on_stopped)
-
-    def _on_stopped(self, said: Message) -> None:
-        self._ended = said
+        if not self._commands.ending:
+            self._commands.ending = True
+            for member in processes.sweep(self.run_dir, self._id):
+                target = processes.Target(member.pid, member.start_time)
+                target.send(signal.SIGTERM)
+                target.close()
+        self._fleet.stop(grace_s, now_s())
 
     def _catch_signals(self) -> tuple[socket.socket, socket.socket]:
         reader, writer = socket.socketpair()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from dsgd_cli.agent import payload, processes
 from dsgd_cli.transport.base import Stream
-from dsgd_cli.transport.local import LocalTransport
+from dsgd_cli.transport.local import LocalStream, LocalTransport
 
 ID = "0123456789abcdef"
 T = TypeVar("T")
@@ -126,6 +126,11 @@ class Lines:
             message: dict[str, Any] = event["message"]
             if message["type"] == kind:
                 return message
+
+    def hang_up(self) -> None:
+        """Only close its stdin: all that a host sees of a launcher that was killed."""
+        assert isinstance(self.stream, LocalStream)
+        self.stream._stdin.close()
 
     def close(self) -> None:
         self.stream.close()

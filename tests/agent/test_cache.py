@@ -145,7 +145,7 @@ def test_a_broken_connection_leaves_nothing(host: Host) -> None:
     remote.ask("receive", kind="files", hash=HASH, size=len(data))
     remote.stream.write(data[:2_000_000])
     eventually(lambda: any(name.endswith("/big") for name in cached()), "unpacking")
-    remote.stream.close_write()
+    remote.hang_up()
     assert remote.stream.wait(10) == 0
     assert cached() == ["files"]
 

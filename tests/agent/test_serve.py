@@ -38,18 +38,12 @@ def test_observe_an_empty_host(host: Host) -> None:
     wanted = {"code": "ab" * 8, "env": ["cd" * 8], "files": []}
     seen = remote.call("observe", cluster="lab", wanted=wanted)
     assert seen["missing"] == {"code": True, "env": ["cd" * 8], "files": []}
-    assert (seen["agent"], seen["processes"], seen["spec"], seen["held_by"]) == (
-        None,
-        {},
-        None,
-        None,
-    )
+    assert (seen["agent"], seen["processes"], seen["spec"]) == (None, {}, None)
     assert seen["leftovers"] == []
     assert seen["run_dir"] == str(host.run_dir())
     assert seen["libc"] is None or seen["libc"][0] in ("glibc", "musl")
-    assert seen["cpus"] >= 1 and seen["memory_bytes"] > 1e6 and seen["disk_free_bytes"] > 0
+    assert seen["disk_free_bytes"] > 0
     assert seen["boot_id"] == processes.boot_id()
-    assert seen["uid"] == os.getuid()
     assert not (host.root / "state").exists(), "looking creates nothing"
     assert remote.call("observe", cluster="lab")["missing"]["code"] is False
 
@@ -83,10 +77,8 @@ def test_one_launcher_holds_a_cluster(host: Host) -> None:
         second.call("hold", cluster="lab", owner={"user": "bob"})
     assert refusal.value.kind == "held"
     assert refusal.value.error["owner"] == OWNER
-    assert second.call("observe", cluster="lab")["held_by"] == OWNER
     assert second.call("hold", cluster="other", owner={"user": "bob"}) == {}
-    first.call("release", cluster="lab")
-    assert second.call("observe", cluster="lab")["held_by"] is None
+    first.close()
     assert second.call("hold", cluster="lab", owner={"user": "bob"}) == {}
 
 
@@ -94,7 +86,7 @@ def test_a_killed_launcher_holds_nothing(host: Host) -> None:
     first = host.connect()
     first.call("hold", cluster="lab", owner=OWNER)
     assert host.run_dir().is_dir()
-    first.stream.close_write()  # all that a host sees of a killed launcher
+    first.hang_up()
     assert first.stream.wait(5) == 0
     assert not host.run_dir().exists(), "a hold alone leaves nothing"
     assert host.connect().call("hold", cluster="lab", owner=OWNER) == {}
@@ -106,18 +98,7 @@ def test_a_killed_bootstrap_holds_nothing(host: Host) -> None:
     assert isinstance(first.stream, LocalStream)
     first.close()
     assert first.stream.wait(5) == -signal.SIGKILL
-    second = host.connect()
-    assert second.call("observe", cluster="lab")["held_by"] is None
-    assert second.call("hold", cluster="lab", owner=OWNER) == {}
-
-
-def test_looking_never_takes_the_lock_away_from_a_holder(host: Host) -> None:
-    watcher, holder = host.connect(), host.connect()
-    for _ in range(30):
-        number = watcher.ask("observe", cluster="lab")
-        assert holder.call("hold", cluster="lab", owner=OWNER) == {}
-        watcher.reply(number)
-        holder.call("release", cluster="lab")
+    assert host.connect().call("hold", cluster="lab", owner=OWNER) == {}
 
 
 def test_the_folders_are_private(host: Host) -> None:
@@ -201,10 +182,14 @@ def test_it_ends_with_its_input_even_while_it_follows(host: Host) -> None:
         if verb == "attach":
             remote.reply(number)
             remote.call("hello")
-        assert host.connect().call("observe", cluster="lab")["held_by"] == OWNER
-        remote.stream.close_write()
+        other = host.connect()
+        with pytest.raises(Refusal) as refusal:
+            other.call("hold", cluster="lab", owner={"user": "bob"})
+        assert refusal.value.error["owner"] == OWNER
+        remote.hang_up()
         assert remote.stream.wait(5) == 0
-        assert host.connect().call("observe", cluster="lab")["held_by"] is None
+        assert other.call("hold", cluster="lab", owner={"user": "bob"}) == {}
+        other.close()
 
 
 def test_the_bridge_ends_with_the_agent(host: Host) -> None:
