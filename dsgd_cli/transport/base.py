@@ -36,9 +36,6 @@ class Stream(Protocol):
         connection broke, so that a broken connection is never taken for the end.
         """
 
-    def close_write(self) -> None:
-        """The other side sees the end of its stdin. Reading goes on. Idempotent."""
-
     def stderr_tail(self) -> str:
         """The last 8 KiB or less of what the program wrote to stderr so far."""
 

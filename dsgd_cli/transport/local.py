@@ -76,7 +76,7 @@ class LocalStream:
         rest = memoryview(data)
         with self._writing:
             while len(rest):
-                if self.closed or self._stdin.closed:
+                if self.closed:
                     raise ConnectFailed(self._host, "the stream is closed")
                 if not self._poll(self._stdin.fileno(), select.POLLOUT, timeout_s):
                     raise DeadlinePassed("sending", self._host, timeout_s)
@@ -98,10 +98,6 @@ class LocalStream:
             if not self._poll(self._stdout.fileno(), select.POLLIN, timeout_s):
                 raise TimeoutError(f"{self._host}: nothing came for {timeout_s} s")
             return b"" if self.closed else os.read(self._stdout.fileno(), max_bytes)
-
-    def close_write(self) -> None:
-        with self._writing:
-            self._stdin.close()
 
     def stderr_tail(self) -> str:
         return self._tail.decode("utf-8", "replace")[-STDERR_TAIL_BYTES:]

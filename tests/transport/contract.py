@@ -15,7 +15,13 @@ import pytest
 from dsgd_cli.contract.errors import ConnectFailed, DeadlinePassed
 from dsgd_cli.transport.base import Stream, Transport
 
-ECHO = "import sys, shutil; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer, 4096)"
+ECHO = (
+    "import os, sys\n"
+    "left = int(sys.argv[1])\n"
+    "while left > 0:\n"
+    "    data = os.read(0, 4096)\n"
+    "    left -= os.write(1, data) if data else left"
+)
 SILENT_READER = "import sys; sys.stdin.buffer.read()"
 DEAF = "import sys, time; sys.stdout.write('up'); sys.stdout.flush(); time.sleep(60)"
 
@@ -41,7 +47,6 @@ def run(transport: Transport, argv: list[str], stdin: bytes = b"") -> tuple[int,
     try:
         if stdin:
             stream.write(stdin)
-        stream.close_write()
         out = read_all(stream)
         return stream.wait(20), out
     finally:
@@ -70,13 +75,8 @@ class TransportContract:
 
     def test_megabytes_come_back_byte_for_byte(self, transport: Transport, python: str) -> None:
         data = b"".join(hashlib.sha256(str(i).encode()).digest() for i in range(100_000))
-        stream = transport.open([python, "-I", "-c", ECHO])
-
-        def send() -> None:
-            stream.write(data)
-            stream.close_write()
-
-        writer = threading.Thread(target=send)
+        stream = transport.open([python, "-I", "-c", ECHO, str(len(data))])
+        writer = threading.Thread(target=stream.write, args=(data,))
         writer.start()
         try:
             assert hashlib.sha256(read_all(stream)).digest() == hashlib.sha256(data).digest()
@@ -94,10 +94,8 @@ class TransportContract:
         finally:
             stream.close()
 
-    def test_end_of_input_is_seen_and_the_status_comes(
-        self, transport: Transport, python: str
-    ) -> None:
-        script = "import sys; n = len(sys.stdin.buffer.read()); print(n); sys.exit(n)"
+    def test_the_last_bytes_and_the_status_come(self, transport: Transport, python: str) -> None:
+        script = "import sys; n = len(sys.stdin.buffer.read(5)); print(n); sys.exit(n)"
         assert run(transport, [python, "-I", "-c", script], b"12345") == (5, b"5\n")
 
     def test_a_read_that_timed_out_loses_nothing(self, transport: Transport, python: str) -> None:
@@ -201,19 +199,17 @@ class TransportContract:
         assert seen == [b""]
 
     def test_after_closing(self, transport: Transport, python: str) -> None:
-        stream = transport.open([python, "-I", "-c", ECHO])
+        stream = transport.open([python, "-I", "-c", ECHO, "1"])
         stream.close()
         assert stream.read(1, 1) == b""
-        stream.close_write()
         with pytest.raises(ConnectFailed):
             stream.write(b"x")
 
     def test_streams_are_independent(self, transport: Transport, python: str) -> None:
-        streams = [transport.open([python, "-I", "-c", ECHO]) for _ in range(3)]
+        streams = [transport.open([python, "-I", "-c", ECHO, "1"]) for _ in range(3)]
         try:
             for number, stream in enumerate(streams):
                 stream.write(f"{number}".encode())
-                stream.close_write()
             assert [read_all(stream) for stream in reversed(streams)] == [b"2", b"1", b"0"]
         finally:
             for stream in streams:
@@ -222,7 +218,7 @@ class TransportContract:
     def test_closing_the_transport_closes_its_streams(
         self, transport: Transport, python: str
     ) -> None:
-        stream = transport.open([python, "-I", "-c", ECHO])
+        stream = transport.open([python, "-I", "-c", ECHO, "1"])
         transport.close()
         transport.close()
         assert stream.read(1, 1) == b""
