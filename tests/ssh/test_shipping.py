@@ -29,7 +29,7 @@ def host(shared_hosts: Hosts, home: Path) -> Iterator[Host]:
     before = shared_hosts[0].snapshot()
     yield shared_hosts[0]
     deadline = time.monotonic() + 10
-    while shared_hosts[0].processes():
+    while shared_hosts[0].snapshot().processes - before.processes:
         assert time.monotonic() < deadline, shared_hosts[0].processes()
         time.sleep(0.01)
     assert_nothing_left([before], [shared_hosts[0].snapshot()])

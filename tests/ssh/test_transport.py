@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,9 @@ def transport(shared_hosts: Hosts, home: Path) -> Iterator[SshTransport]:
     opened = SshTransport("gpu1", shared_hosts[0].address, user="root")
     yield opened
     opened.close()
+    for pid in shared_hosts[0].pids():  # behind SSH, a program that reads nothing outlives us
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
