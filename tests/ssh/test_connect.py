@@ -371,8 +371,10 @@ def test_a_server_that_wants_a_password(home: Path) -> None:
 # -- the network -----------------------------------------------------------------------------------
 
 
-def test_a_closed_port(connect: Connect) -> None:
-    with refused(ConnectFailed, ":2 refuses connections", within_s=6, remedy="start sshd"):
+def test_a_closed_port(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sum(ssh.RETRY_PAUSES_S) < 5
+    monkeypatch.setattr(ssh, "RETRY_PAUSES_S", (0.01, 0.01, 0.01))
+    with refused(ConnectFailed, ":2 refuses connections", within_s=2, remedy="start sshd"):
         connect(port=2).open(["true"])
 
 
@@ -587,31 +589,43 @@ def test_dead_peers_are_noticed_within_15_seconds() -> None:
     assert ssh.DEAD_PEER_S < 15
 
 
-@pytest.mark.parametrize("what", ["reading", "waiting", "writing"])
-def test_a_pulled_cable_is_noticed(home: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_a_pulled_cable_is_noticed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether one only reads, only waits or writes; each on a connection of its own."""
     require()
     monkeypatch.setattr(ssh, "DEAD_PEER_S", 2)  # the same mechanism, only sooner
     monkeypatch.setattr(ssh, "KEEPALIVE_AFTER_S", 1)
     monkeypatch.setattr(ssh, "KEEPALIVE_EVERY_S", 1)
     with Hosts(1) as hosts:
         hosts.make_home(home)
-        transport = SshTransport("gpu1", hosts[0].address)
-        stream = transport.open(["sleep", "60"])
+        transports = [SshTransport("gpu1", hosts[0].address) for _ in range(3)]
+        reading, waiting, writing = (each.open(["sleep", "60"]) for each in transports)
         hosts[0].unplug()
-        with refused(ConnectFailed, "the connection was lost (", within_s=5):
-            if what == "reading":
-                stream.read(1, None)
-            elif what == "waiting":
-                stream.wait(30)
-            else:
-                stream.write(b"x" * 20_000_000)
+        actions: list[Callable[[], object]] = [
+            lambda: reading.read(1, None),
+            lambda: waiting.wait(30),
+            lambda: writing.write(b"x" * 20_000_000),
+        ]
+        noticed: list[object] = []
+
+        def expect(action: Callable[[], object]) -> None:
+            with refused(ConnectFailed, "the connection was lost (", within_s=5):
+                action()
+            noticed.append(action)
+
+        threads = [threading.Thread(target=expect, args=(action,)) for action in actions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert [actions.index(action) for action in actions if action in noticed] == [0, 1, 2]
         hosts[0].plug()
-        assert hello(transport) == hosts[0].name.encode()  # the next one connects anew
-        idle = transport.open(["cat"])
+        assert hello(transports[0]) == hosts[0].name.encode()  # the next one connects anew
+        idle = transports[0].open(["cat"])
         hosts[0].unplug()
         started = time.monotonic()
         idle.close()
-        transport.close()
+        for transport in transports:
+            transport.close()
         assert time.monotonic() - started < 1.5
 
 
