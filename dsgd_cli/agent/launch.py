@@ -84,11 +84,11 @@ def _run(argv: list[str], environment: dict[str, str], stdin: bytes, lock: int) 
         child.communicate()
         raise Refused("internal", f"the agent did not start in {START_TIMEOUT_S:g} s") from None
     for line in out.splitlines():
-        with contextlib.suppress(Refused):
+        try:
             said = framing.decode(line)
-            if "error" in said:
-                raise Refused(**said["error"])
-            return dict(said["ok"])
+        except Refused:
+            continue  # something of the interpreter's, or of a sitecustomize
+        return _ok(said)
     raise Refused("internal", "the agent did not start: " + err.decode("utf-8", "replace")[-2000:])
 
 

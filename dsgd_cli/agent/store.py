@@ -1,4 +1,8 @@
-"""The files of a run directory that the agent alone writes. Readers see each as a whole."""
+"""The files of a run directory that the agent alone writes. Readers see each as a whole.
+
+What is known of the processes changes while they work, so a disk that is full must not end them:
+it is kept here and written as soon as that is possible again.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +18,22 @@ from dsgd_cli.agent import names, paths, processes
 from dsgd_cli.agent.framing import Message, Refused
 
 VERSION = 1
+RETRY_S = 1.0
 
 
 class Store:
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
+    def __init__(self, run_dir: Path, note: Callable[[str], None]) -> None:
+        self._run_dir, self._note = run_dir, note
+        self._unsaved: Message | None = None
+        self._retry_at = 0.0
 
-    def agent(self, cluster: str, cluster_id: str, host: str) -> None:
+    def begin(self, cluster: str, cluster_id: str, host: str, spec: Any) -> None:
+        """Write all of them, or raise OSError: without them nobody could find us."""
+        self._write("spec.json", spec)
+        self._write("processes.json", {})
+        self._agent(cluster, cluster_id, host)
+
+    def _agent(self, cluster: str, cluster_id: str, host: str) -> None:
         self._write(
             "agent.json",
             {
@@ -35,12 +49,22 @@ class Store:
             },
         )
 
-    def processes(self, found: Message) -> None:
-        self._write("processes.json", found)
+    def processes(self, found: Message, now_s: float) -> None:
+        """Now, or when it becomes possible: the first failure of a row is told, and no other."""
+        try:
+            self._write("processes.json", found)
+            self._unsaved = None
+        except OSError as error:
+            first, self._unsaved = self._unsaved is None, found
+            self._retry_at = now_s + RETRY_S
+            if first:
+                why = error.strerror or str(error)
+                self._note(f"cannot write to {self._run_dir}: {why}; it goes on, and tries again")
 
-    def spec(self, spec: Any) -> Message:
-        self._write("spec.json", spec)
-        return {}
+    def tick(self, now_s: float) -> None:
+        """Try again, when it is time to."""
+        if self._unsaved is not None and now_s >= self._retry_at:
+            self.processes(self._unsaved, now_s)
 
     def put_secret(self, name: Any, text: Any) -> Message:
         if not isinstance(text, str):

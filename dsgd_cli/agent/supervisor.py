@@ -43,6 +43,9 @@ def main() -> None:
     except Refused as refusal:
         framing.say({"error": refusal.error})
         os._exit(1)
+    except OSError as error:
+        framing.say({"error": {"kind": "unfit", "message": f"cannot start an agent: {error}"}})
+        os._exit(1)
     framing.say({"ok": {"pid": os.getpid()}})
     detach(agent.run_dir)
     os._exit(agent.run())
@@ -77,20 +80,18 @@ class Agent:
         self._clients = Clients(
             bind(self.run_dir), self._selector, lambda c, r: self._commands.answer(c, r)
         )
-        store = Store(self.run_dir)
+        self._store = store = Store(self.run_dir, self._tell)
         self._fleet = Fleet(
             self.run_dir,
             self._id,
             self._selector,
             self._clients,
             lambda length: self._lease.extend(seconds(length)),
-            store.processes,
+            lambda found: store.processes(found, now_s()),
         )
         identity = {"cluster_id": self._id, "host": host}
         self._commands = Commands(identity, self._lease, store, self._fleet, self._end)
-        store.spec(config.get("spec"))
-        store.processes({})
-        store.agent(cluster, self._id, host)
+        store.begin(cluster, self._id, host, config.get("spec"))
 
     def run(self) -> int:
         """Until everything has ended; the exit status."""
@@ -99,7 +100,10 @@ class Agent:
             while (ended := self._fleet.ended) is None:
                 self._turn()
         except BaseException:
-            framing.complain(traceback.format_exc())
+            text = traceback.format_exc()
+            framing.complain(text)
+            with contextlib.suppress(Exception):  # whatever is broken: the children end
+                self._clients.emit({"event": "crashed", "traceback": text})
             self._fleet.kill_all()
             processes.end_members(self.run_dir, self._id)
             status = 1
@@ -118,6 +122,7 @@ class Agent:
             self._clients.emit({"event": "lapsed"})
             self._end(LAPSE_GRACE_S)
         now = now_s()
+        self._store.tick(now)
         self._fleet.tick(now)
         wait_s = min(LONGEST_WAIT_S, (self._fleet.next_s() or now + LONGEST_WAIT_S) - now)
         if not ending:
@@ -126,6 +131,11 @@ class Agent:
             if self._selector.get_map().get(key.fd) is key:  # not closed by one before it
                 key.data(mask)
         self._fleet.reap(now_s())
+
+    def _tell(self, text: str) -> None:
+        """Something that a person should know, and that ends nothing."""
+        framing.complain(text)
+        self._clients.emit({"event": "note", "text": text})
 
     def _end(self, grace_s: float, done: Done | None = None) -> None:
         """Begin to end, or end sooner; `done` hears when all is gone."""

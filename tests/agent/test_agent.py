@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import time
 from collections import deque
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dsgd_cli.agent import oom, payload, processes
+from dsgd_cli.agent import launch, oom, payload, processes
+from dsgd_cli.agent.framing import Refused
 from dsgd_cli.agent.life import backoff_s
 from dsgd_cli.agent.strays import Strays
 from tests.agent.client import ID, Host, Refusal, alive, eventually, start, started
@@ -66,8 +68,9 @@ def test_a_bad_start_leaves_nothing(host: Host) -> None:
     remote = host.connect()
     for bad in ({"lease_s": 0}, {"lease_s": "x"}, {"cluster_id": "../x"}):
         request = {"cluster": "lab", "cluster_id": ID, "host": "h", "spec": None, "lease_s": 60}
-        with pytest.raises(Refusal):
+        with pytest.raises(Refusal) as refusal:
             remote.call("start_agent", **{**request, **bad})
+        assert refusal.value.kind == "invalid", bad
         assert not host.run_dir().exists(), bad
         assert host.members() == []
 
@@ -367,6 +370,49 @@ def test_secrets_and_the_spec(host: Host) -> None:
         with pytest.raises(Refusal) as refusal:
             link.call("put_secret", name=name, text="x")
         assert refusal.value.kind == "invalid"
+
+
+def test_a_full_disk_ends_nothing(host: Host) -> None:
+    """What cannot be saved is saved later. The limit makes writing fail as a full disk does."""
+    link = host.agent()
+    agent = link.call("hello")["pid"]
+    limits = resource.prlimit(agent, resource.RLIMIT_FSIZE)
+    resource.prlimit(agent, resource.RLIMIT_FSIZE, (0, limits[1]))
+    pids = [start(link, f"worker/{n}") for n in range(2)]
+    text = link.event("note")["text"]
+    assert text == (
+        f"cannot write to {host.run_dir()}: File too large; it goes on, and tries again"
+    )
+    link.child("worker/1", "ready")
+    os.kill(pids[1], signal.SIGKILL)
+    link.event("exited", pid=pids[1])
+    with pytest.raises(Refusal) as refusal:
+        link.call("put_secret", name="ca.key", text="x")
+    assert refusal.value.kind == "unfit"
+    assert link.call("hello")["processes"]["worker/0"]["state"] == "ready"
+    assert not [event for event in link.events if event["event"] == "note"], "told once"
+    known = host.run_dir() / "processes.json"
+    assert json.loads(known.read_text()) == {}
+    assert not list(host.run_dir().glob(".*")), "no parts of files"
+    resource.prlimit(agent, resource.RLIMIT_FSIZE, limits)
+    eventually(lambda: json.loads(known.read_text()))
+    assert {name: p["state"] for name, p in json.loads(known.read_text()).items()} == {
+        "worker/0": "ready",
+        "worker/1": "failed",
+    }
+
+
+def test_an_agent_that_cannot_write_does_not_start(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (host.run_dir() / "spec.json").mkdir(parents=True)
+    (host.run_dir() / "spec.json" / "x").touch()
+    monkeypatch.setattr(launch, "clear", lambda run_dir: None)
+    request = {"cluster": "lab", "cluster_id": ID, "host": "h", "spec": None, "lease_s": 60}
+    with pytest.raises(Refused, match=r"cannot start an agent: .*Is a directory") as refused:
+        launch.start_agent(request)
+    assert refused.value.error["kind"] == "unfit"
+    assert host.members() == []
 
 
 def test_nonsense_to_the_agent(host: Host) -> None:

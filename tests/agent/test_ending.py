@@ -399,6 +399,8 @@ def test_an_agent_with_a_bug_leaves_nothing_either(host: Host, tmp_path: Path) -
                 link.call("hello")
         eventually(lambda: not alive(agent), "the agent ends")
         assert "planted" in log.read()
+    said = [event["traceback"] for event in link.events if event["event"] == "crashed"]
+    assert len(said) == 1 and "RuntimeError: planted" in said[0]
     assert_nothing_left(host, agent, pid)
 
 
