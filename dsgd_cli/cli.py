@@ -38,7 +38,10 @@ set_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask: replace what differs.")
 timeout_option = click.option(
-    "--timeout", type=float, metavar="SECONDS", help="Give up after this time: exit code 124."
+    "--timeout",
+    type=click.FloatRange(min=0.1, max=1e9),
+    metavar="SECONDS",
+    help="Give up after this time: exit code 124.",
 )
 
 
@@ -172,12 +175,14 @@ def train(
     )
     result = run(spec, console, options, phases)
     console.warn(result.warnings)
-    if as_json:
-        console.result(result.summary())
-    else:
+    if not as_json:
         console.summary(result.summary(), result.receipt, result.kept)
     if result.error is not None:
-        raise result.error
+        console.error(result.error)
+    if as_json:
+        console.result(result.summary())
+    if result.error is not None:
+        raise click.exceptions.Exit(result.error.exit_code)
 
 
 @cli.command()
@@ -219,7 +224,7 @@ def logs(
     """Show what the processes of a running cluster printed."""
     if tail != "all" and not tail.isdigit():
         raise click.BadParameter("give a number of lines, or `all`", param_hint="--tail")
-    console = _console(as_json)
+    console = _console(as_json, logs_are_results=True)
     spec = _load(console, file, overrides).spec
     from dsgd_cli.launcher.commands import show_logs
 
@@ -260,18 +265,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.freeze()  # what was imported so far lives as long as the process
     gc.set_threshold(50_000)  # imports make no garbage worth a tenth of the start-up time
     try:
-        cli.main(args=arguments, prog_name="dsgd", standalone_mode=False)
+        code = cli.main(args=arguments, prog_name="dsgd", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
     except DsgdError as error:
         _last_console().error(error)
         _leave(error.exit_code)
-    _leave(0)
+    _leave(code if isinstance(code, int) else 0)  # what `ctx.exit` was given
 
 
 def _leave(code: int) -> None:
@@ -287,10 +290,10 @@ def _leave(code: int) -> None:
 _consoles: list[Console] = []
 
 
-def _console(as_json: bool) -> Console:
+def _console(as_json: bool, *, logs_are_results: bool = False) -> Console:
     from dsgd_cli.console import Console
 
-    console = Console(as_json)
+    console = Console(as_json, logs_are_results=logs_are_results)
     _consoles.append(console)
     return console
 

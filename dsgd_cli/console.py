@@ -8,7 +8,6 @@ that has gone away (SIGHUP) is not an error.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -39,11 +38,14 @@ class Console:
         as_json: bool = False,
         out: IO[str] | None = None,
         err: IO[str] | None = None,
+        logs_are_results: bool = False,
     ) -> None:
         self.as_json = as_json
+        self.reader_is_gone = False  # of stdout
+        self._logs_are_results = logs_are_results
         self._out = out or sys.stdout
         self._err = err or sys.stderr
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may print in the middle of printing
         self._live = self._err.isatty() and os.environ.get("TERM", "") != "dumb" and not as_json
         self._colour = _wants_colour(self._err)
         self._line = ""
@@ -79,11 +81,15 @@ class Console:
     def log_line(self, process: str, host: str, line: str, stream: str = "stdout") -> None:
         """A line that a process printed: `worker/3@gpu2 | ...`."""
         if self.as_json:
-            self.result({"type": "log", "process": process, "host": host, "line": line})
+            message = {"type": "log", "process": process, "host": host, "stream": stream}
+            self.result({**message, "line": line})
             return
         role = process.split("/")[0]
         prefix = self._paint(COLOURS.get(role, "0"), f"{process}@{host} | ".rjust(20))
-        self._above(prefix + printable(line))
+        if self._logs_are_results:
+            self.text(prefix + printable(line))
+        else:
+            self._above(prefix + printable(line))
 
     def error(self, error: DsgdError) -> None:
         """The last thing on the screen: what, the evidence, the remedy."""
@@ -140,6 +146,15 @@ class Console:
         elif self._due(PLAIN_S):
             self._write(self._err, progress_line(message) + "\n")
 
+    def waiting(self, text: str) -> None:
+        """What is waited for, on the live line; nothing when there is no terminal."""
+        if self._live:
+            with self._lock:
+                self._emit(self._err, "\r\x1b[2K")
+                self._line = printable(text)
+                if text:
+                    self._draw()
+
     def progress_ends(self) -> None:
         """Leave the last progress line on the screen."""
         with self._lock:
@@ -173,9 +188,11 @@ class Console:
             self._emit(file, text)
 
     def _emit(self, file: IO[str], text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the terminal or the reader went away
+        try:
             file.write(text)
             file.flush()
+        except (OSError, ValueError):  # the terminal or the reader went away
+            self.reader_is_gone |= file is self._out
 
     def _paint(self, colour: str, text: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colour else text

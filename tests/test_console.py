@@ -51,7 +51,8 @@ def test_json_lines_begin_with_the_version_and_carry_errors() -> None:
     console.error(HostError("gpu1", "no answer"))
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert lines[0] == {"type": "version", "schema": "dsgd/1"}
-    assert lines[1] == {"type": "log", "process": "worker/0", "host": "local", "line": "hello"}
+    log = {"type": "log", "process": "worker/0", "host": "local", "stream": "stdout"}
+    assert lines[1] == {**log, "line": "hello"}
     assert (lines[2]["type"], lines[2]["exit_code"]) == ("error", 4)
 
 

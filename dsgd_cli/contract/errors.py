@@ -1,6 +1,7 @@
 """The tree of errors. Libraries raise them, `cli.main` alone prints them.
 
     DsgdError                      exit 1   a bug of dsgd, or an error without a better class
+    ├── UsageError                 exit 2   the command line asks for what there is not
     ├── SpecError                  exit 3   mistakes in the YAML: file:line:column, what, suggestion
     ├── HostError                  exit 4   a host cannot be used; says why and what fixes it
     │   ├── ConnectFailed                   nobody answers there
@@ -37,6 +38,12 @@ class DsgdError(Exception):
         self.message = message
         self.details = tuple(details)
         self.remedy = remedy
+
+
+class UsageError(DsgdError):
+    """The command line asks for what there is not."""
+
+    exit_code = 2
 
 
 class SpecError(DsgdError):

@@ -42,6 +42,7 @@ class Cluster:
             name: transport_for(host, spec, say) for name, host in self.hosts.items()
         }
         self.remotes: dict[str, Remote] = {}
+        self.touched: set[str] = set()  # hosts on which this command changed something
 
     def open(self, host: str) -> Remote:
         """A new bootstrap on this host."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from dsgd_cli.contract.errors import DsgdError
 from dsgd_cli.launcher.cluster import Cluster
 from dsgd_cli.launcher.parallel import attempt
-from dsgd_cli.launcher.remote import Message, Remote
+from dsgd_cli.launcher.remote import Message, Missing, Remote
 
 DTYPES = {"float32": ("F32", 4), "float64": ("F64", 8)}
 
@@ -25,9 +25,19 @@ DTYPES = {"float32": ("F32", 4), "float64": ("F64", 8)}
 def make_run_dir(name: str, root: Path) -> Path:
     """A new folder `<root>/<name>-<time>`."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return _new_folder(root, f"{name}-{stamp}")
+    except OSError as error:
+        raise DsgdError(
+            f"{root}: cannot make a folder for the run: {error.strerror}",
+            remedy="give another place: --runs DIR",
+        ) from None
+
+
+def _new_folder(root: Path, name: str) -> Path:
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
-        folder = root / f"{name}-{stamp}{suffix}"
+        folder = root / f"{name}{suffix}"
         try:
             folder.mkdir()
         except FileExistsError:
@@ -59,7 +69,24 @@ def fetch_model(
 ) -> None:
     """Stream the slices of all servers into one file. Raises DsgdError on a damaged slice."""
     part = target.with_suffix(".part")
-    with part.open("wb") as file:
+    try:
+        _write_model(remotes, host_of, finished, part, metadata)
+        part.rename(target)
+    finally:
+        part.unlink(missing_ok=True)
+    for piece in finished["slices"]:
+        remote = remotes[host_of[f"server/{piece['server']}"]]
+        remote.call("remove", path=piece["host_path"])
+
+
+def _write_model(
+    remotes: Mapping[str, Remote],
+    host_of: Mapping[str, str],
+    finished: Message,
+    path: Path,
+    metadata: Mapping[str, str],
+) -> None:
+    with path.open("wb") as file:
         file.write(header(finished["layout"], metadata))
         for piece in sorted(finished["slices"], key=lambda piece: int(piece["server"])):
             host = host_of[f"server/{piece['server']}"]
@@ -71,10 +98,6 @@ def fetch_model(
                 file.write(chunk)
             if digest.hexdigest() != piece["sha256"]:
                 raise DsgdError(f"server/{piece['server']}@{host}: its slice came home damaged")
-    part.rename(target)
-    for piece in finished["slices"]:
-        remote = remotes[host_of[f"server/{piece['server']}"]]
-        remote.call("remove", path=piece["host_path"])
 
 
 def fetch_logs(cluster: Cluster, run_dirs: Mapping[str, str], folder: Path) -> dict[str, DsgdError]:
@@ -97,11 +120,13 @@ def fetch_logs(cluster: Cluster, run_dirs: Mapping[str, str], folder: Path) -> d
 
 
 def _fetch_log(remote: Remote, run_dir: str, process: str, folder: Path) -> None:
+    """One log, with what was rotated away, oldest first."""
     name = process.replace("/", "-") + ".log"
-    try:
-        size = int(remote.call("send", path=f"{run_dir}/logs/{name}")["size"])
-    except DsgdError:
-        return  # it never wrote anything
-    with (folder / name).open("wb") as file:
-        for chunk in remote.raw(size):
-            file.write(chunk)
+    for suffix in (".3", ".2", ".1", ""):
+        try:
+            size = int(remote.call("send", path=f"{run_dir}/logs/{name}{suffix}")["size"])
+        except Missing:
+            continue
+        with (folder / name).open("ab") as file:
+            for chunk in remote.raw(size):
+                file.write(chunk)

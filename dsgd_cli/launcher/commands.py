@@ -6,10 +6,17 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from difflib import get_close_matches
+from typing import Any, ClassVar, Protocol
 
 from dsgd_cli.contract import names
-from dsgd_cli.contract.errors import DsgdError, HostsFailed, Interrupted, ProcessDied
+from dsgd_cli.contract.errors import (
+    DsgdError,
+    HostsFailed,
+    Interrupted,
+    ProcessDied,
+    UsageError,
+)
 from dsgd_cli.contract.spec import ClusterSpec
 from dsgd_cli.launcher.cluster import Cluster
 from dsgd_cli.launcher.down import FORCED_DOWN_S, Receipt, take_down
@@ -17,8 +24,9 @@ from dsgd_cli.launcher.interrupt import FORCED_CODE, Forced, Interrupts
 from dsgd_cli.launcher.observe import ObservedHost, Wanted, observe
 from dsgd_cli.launcher.parallel import attempt
 from dsgd_cli.launcher.phases import Phases
-from dsgd_cli.launcher.remote import Message
-from dsgd_cli.launcher.up import Running, bring_up, started_something
+from dsgd_cli.launcher.remote import Message, Missing
+from dsgd_cli.launcher.running import Running
+from dsgd_cli.launcher.up import bring_up
 from dsgd_cli.launcher.watch import Screen
 
 
@@ -34,29 +42,43 @@ def start(
     cluster = Cluster(spec, screen.note)
     with Interrupts(screen.note, timeout_s) as interrupts:
         try:
-            running, todo = bring_up(
-                cluster,
-                screen,
-                phase=phases,
-                confirm=confirm,
-                interrupts=interrupts,
-                trains=False,
-            )
-            running.release(spec.idle_timeout_s)
-            report = _started(running, len(todo.starts), phases)
-            running.close()
-            return report
-        except DsgdError as error:
-            if started_something(error):
-                screen.note(f"{spec.name}: {take_down(cluster)}")
-            raise
+            return _start(cluster, screen, phases, confirm, interrupts)
         except Forced:
-            receipt = take_down(cluster, grace_s=0.0, deadline_s=FORCED_DOWN_S)
+            receipt = take_down(cluster, cluster.touched, grace_s=0.0, deadline_s=FORCED_DOWN_S)
             raise Interrupted(
                 f"killed by a second Ctrl-C: {receipt}", FORCED_CODE, details=receipt.left
             ) from None
         finally:
             cluster.close()
+
+
+def _start(
+    cluster: Cluster,
+    screen: Screen,
+    phases: Phases,
+    confirm: Callable[[str], bool],
+    interrupts: Interrupts,
+) -> Message:
+    try:
+        running, todo = bring_up(
+            cluster,
+            screen,
+            phase=phases,
+            confirm=confirm,
+            interrupts=interrupts,
+            trains=False,
+        )
+    except DsgdError:
+        if cluster.touched:
+            with interrupts.noted("taking down what was started"):
+                screen.note(f"{cluster.spec.name}: {take_down(cluster, cluster.touched)}")
+        raise
+    try:
+        with interrupts.noted("leaving the cluster as it is: started and idle"):
+            running.release(cluster.spec.idle_timeout_s)
+        return _started(running, len(todo.starts), phases)
+    finally:
+        running.close()
 
 
 def _started(running: Running, starts: int, phases: Phases) -> Message:
@@ -69,7 +91,7 @@ def _started(running: Running, starts: int, phases: Phases) -> Message:
             item.process,
             item.host,
             str(running.ready[item.process].get("pid", "")),
-            _address(running, item.process),
+            running.address_of(item.process) if running.ready[item.process]["port"] else "-",
         )
         for item in placed
     ]
@@ -83,11 +105,6 @@ def _started(running: Running, starts: int, phases: Phases) -> Message:
         "said": said,
         "table": rows,
     }
-
-
-def _address(running: Running, process: str) -> str:
-    port = running.ready[process].get("port")
-    return f"{running.addresses[running.host_of[process]].advertise}:{port}" if port else "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +164,7 @@ def look(spec: ClusterSpec, screen: Screen) -> Status:
         seen = observe(remote, spec.name, Wanted())
         hello: Message = {}
         if seen.agent_alive:
-            link = remote.attach(spec.name, queue.Queue())
+            link = remote.attach(spec.name, queue.SimpleQueue())
             hello = link.call("hello", timeout_s=5.0)
             link.close()
         else:
@@ -205,9 +222,15 @@ def _outlook(found: dict[str, tuple[ObservedHost, Message]]) -> str:
     return f"idle; ends at {at} unless something is trained before"
 
 
+class LogView(Screen, Protocol):
+    """Where `logs` prints."""
+
+    reader_is_gone: bool
+
+
 def show_logs(
     spec: ClusterSpec,
-    screen: Screen,
+    screen: LogView,
     *,
     follow: bool,
     roles: Sequence[str],
@@ -216,6 +239,7 @@ def show_logs(
 ) -> None:
     """`logs`: print what the processes wrote. Ctrl-C only leaves the view."""
     cluster = Cluster(spec, screen.note)
+    _check_selection(cluster, roles, hosts)
     by_host: dict[str, list[str]] = {}
     for item in cluster.placed:
         if _selected(item.process, roles) and (not hosts or item.host in hosts):
@@ -229,6 +253,8 @@ def show_logs(
             tail="all" if tail == "all" else int(tail),
             follow=follow,
         ):
+            if screen.reader_is_gone:
+                break
             screen.log_line(entry["process"], host, entry["line"], "stdout")
         remote.close()
 
@@ -240,8 +266,23 @@ def show_logs(
         return
     finally:
         cluster.close()
+    absent = [host for host, error in errors.items() if isinstance(error, Missing)]
+    if absent and len(absent) == len(by_host):
+        raise UsageError(f"{spec.name}: nothing runs, so there are no logs to show")
     if errors:
         raise HostsFailed(errors)
+
+
+def _check_selection(cluster: Cluster, roles: Sequence[str], hosts: Sequence[str]) -> None:
+    known = {item.process for item in cluster.placed} | set(names.ROLES)
+    for what, given, possible in (("role", roles, known), ("host", hosts, set(cluster.hosts))):
+        for each in given:
+            if each not in possible:
+                near = get_close_matches(each, possible, n=1)
+                raise UsageError(
+                    f"--{what} {each}: the cluster has no such {what}",
+                    remedy=f"did you mean {near[0]}?" if near else "",
+                )
 
 
 def _selected(process: str, roles: Sequence[str]) -> bool:

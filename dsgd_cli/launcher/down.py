@@ -8,7 +8,7 @@ time at which its own lease ends; all the others are cleaned all the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dsgd_cli.contract.errors import ConnectFailed, DsgdError, TeardownIncomplete
@@ -27,7 +27,6 @@ class Receipt:
 
     stopped: int
     left: tuple[str, ...]  # what is still there, in words; hosts that did not answer
-    unreachable: tuple[str, ...]
     results: tuple[str, ...]  # results that are not home yet: host:path
     placed: int
 
@@ -48,6 +47,7 @@ class Receipt:
 
 def take_down(
     cluster: Cluster,
+    hosts: Iterable[str] | None = None,
     *,
     grace_s: float = GRACE_S,
     deadline_s: float = DEADLINE_S,
@@ -55,7 +55,7 @@ def take_down(
     lease_ends: Mapping[str, float | None] | None = None,
     known_errors: Mapping[str, DsgdError] | None = None,
 ) -> Receipt:
-    """Stop everything that the cluster has on any of its hosts.
+    """Stop everything that the cluster has on these hosts (default: all of its hosts).
 
     `known_errors` are hosts that have just failed to answer: they are reported, not tried again.
     """
@@ -64,8 +64,8 @@ def take_down(
     def one(host: str) -> tuple[Message, Message]:
         return _take_down_host(cluster, host, grace_s, purge)
 
-    hosts = [host for host in cluster.hosts if host not in known]
-    results, errors = attempt(hosts, one, phase="down", deadline_s=deadline_s)
+    chosen = [host for host in hosts or cluster.hosts if host not in known]
+    results, errors = attempt(chosen, one, phase="down", deadline_s=deadline_s)
     errors = {**known, **errors}
     left: list[str] = []
     for host, (_, found) in results.items():
@@ -79,7 +79,6 @@ def take_down(
     return Receipt(
         stopped=sum(int(done["stopped"]) for done, _ in results.values()),
         left=tuple(left),
-        unreachable=tuple(errors),
         results=tuple(
             f"{host}:{entry['path']}"
             for host, (_, found) in results.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +115,24 @@ def plan(placed: Sequence[Placed], wanted_print: str, observed: Mapping[str, Obs
             why = "died" if item.process in host.processes else "not running"
             steps.append(StartProcess(item.host, item.process, why))
     return Plan(tuple(steps), keep, living and keep is None)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`~ threads: 1 -> 2`, a line for each leaf that differs."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return [
+        f"~ {name}: {before.get(name, 'none')} -> {after.get(name, 'none')}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key} ")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _ordered_hosts(placed: Sequence[Placed]) -> list[str]:

@@ -33,6 +33,10 @@ START_TIMEOUT_S = 20.0
 CALL_TIMEOUT_S = 30.0
 
 
+class Missing(HostError):
+    """The host does not have what was asked for."""
+
+
 class Lines:
     """Splits a stream into lines, and hands out raw bytes where a reply announces them."""
 
@@ -160,7 +164,10 @@ class Remote:
                 f"the connection ended during {do!r}",
                 details=_last_lines(self._stream.stderr_tail().encode()),
             )
-        message: Message = json.loads(line)
+        try:
+            message: Message = json.loads(line)
+        except ValueError:
+            raise HostError(self.host, f"{do}: sent {line[:80]!r} instead of JSON") from None
         return message
 
     def write(self, data: bytes) -> None:
@@ -182,7 +189,7 @@ class Remote:
                 return
             yield message["log"]
 
-    def attach(self, cluster: str, events: queue.Queue[tuple[str, Message]]) -> AgentLink:
+    def attach(self, cluster: str, events: queue.SimpleQueue[tuple[str, Message]]) -> AgentLink:
         """Turn this connection into a bridge to the cluster's agent there."""
         self.call("attach", cluster=cluster)
         return AgentLink(self.host, self._stream, self._lines, events)
@@ -203,7 +210,7 @@ class AgentLink:
         host: str,
         stream: Stream,
         lines: Lines,
-        events: queue.Queue[tuple[str, Message]],
+        events: queue.SimpleQueue[tuple[str, Message]],
     ) -> None:
         self.host = host
         self._stream = stream
@@ -272,6 +279,8 @@ def refusal(host: str, do: str, error: Message) -> DsgdError:
         )
     if kind == "lost":
         return ConnectFailed(host, f"{do}: {message}")
+    if kind == "missing":
+        return Missing(host, message)
     if kind in ("unfit", "busy"):
         return HostUnfit(host, message)
     return HostError(host, f"{do}: {message}")

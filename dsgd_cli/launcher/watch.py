@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,11 +18,15 @@ from dsgd_cli.contract import names
 from dsgd_cli.contract.errors import DsgdError, ProcessDied, SpecError
 from dsgd_cli.launcher.remote import Message
 
+TAIL_LINES = 20
+POLL_S = 0.5
+
 
 class Screen(Protocol):
     """What the launcher shows while it works (see `console`)."""
 
     def note(self, text: str) -> None: ...
+    def waiting(self, text: str) -> None: ...
     def log_line(self, process: str, host: str, line: str, stream: str) -> None: ...
 
 
@@ -38,7 +43,7 @@ class Watch:
     """The events of a cluster, in the order in which they came."""
 
     def __init__(
-        self, events: queue.Queue[tuple[str, Message]], screen: Screen, coordinator_host: str
+        self, events: queue.SimpleQueue[tuple[str, Message]], screen: Screen, coordinator_host: str
     ) -> None:
         self._events = events
         self._screen = screen
@@ -46,9 +51,21 @@ class Watch:
         self._failures: dict[str, Message] = {}
         self.ending = False  # deaths are expected now
         self.lost: set[str] = set()  # hosts whose connection is gone
+        self._recent: dict[str, deque[str]] = {}
+
+    def last_lines(self, process: str) -> list[str]:
+        """What a process printed last."""
+        return [f"  {line}" for line in self._recent.get(process, ())]
+
+    def waiting(self, text: str) -> None:
+        """Show what is waited for."""
+        self._screen.waiting(text)
 
     def interrupt(self, why: str) -> None:
-        """Hand the main loop an interrupt, in order with everything else."""
+        """Hand the main loop an interrupt, in order with everything else.
+
+        Called by a signal handler: a SimpleQueue's put may interrupt its own get.
+        """
         self._events.put(("", {"event": "interrupt", "why": why}))
 
     def next(self, timeout_s: float) -> Said | None:
@@ -70,7 +87,13 @@ class Watch:
         if kind == "interrupt":
             return Said("", "", event)
         if kind == "log":
-            self._screen.log_line(event["process"], host, event["line"], event["stream"])
+            self._log(host, event)
+        elif kind == "note":
+            self._screen.note(f"{host}: {event['text']}")
+        elif kind == "crashed":
+            raise ProcessDied(
+                f"{host}: its agent failed", details=str(event["traceback"]).splitlines()
+            )
         elif kind == "skipped":
             line = f"... {event['lines']} lines skipped on screen (kept in file)"
             self._screen.log_line(event["process"], host, line, "stderr")
@@ -83,6 +106,11 @@ class Watch:
         elif kind == "lost":
             self._lost(host)
         return None
+
+    def _log(self, host: str, event: Message) -> None:
+        lines = self._recent.setdefault(event["process"], deque(maxlen=TAIL_LINES))
+        lines.append(event["line"])
+        self._screen.log_line(event["process"], host, event["line"], event["stream"])
 
     def _child(self, host: str, process: str, message: Message) -> Said | None:
         if message.get("type") == "failed":
@@ -149,13 +177,21 @@ def run_error(message: Message, hosts: Mapping[str, str]) -> DsgdError:
 
 
 def wait_for(
-    watch: Watch, done: Callable[[Said], bool], timeout_s: float, late: Callable[[], DsgdError]
+    watch: Watch,
+    done: Callable[[Said], bool],
+    timeout_s: float,
+    question: str,
+    late: Callable[[], DsgdError],
 ) -> None:
     """Read messages until `done` says so; raise `late()` when that takes too long."""
-    end = time.monotonic() + timeout_s
+    began = time.monotonic()
     while True:
-        said = watch.next(max(0.0, end - time.monotonic()))
-        if said is None:
-            raise late()
-        if done(said):
+        said = watch.next(POLL_S)
+        if said is not None and done(said):
+            watch.waiting("")
             return
+        seconds = time.monotonic() - began
+        if seconds > timeout_s:
+            raise late()
+        if seconds > 1:
+            watch.waiting(f"{question} {seconds:.0f}s/{timeout_s:.0f}s")

@@ -115,6 +115,7 @@ def test_a_changed_description_is_not_applied_without_yes(user: User) -> None:
     before = {(m.pid, m.process) for m in user.members()}
     refused = user.dsgd("up", "--set", "workers=3")
     assert refused.code == 10
+    assert "~ placed worker/2: none -> local" in refused.err
     assert "--yes" in refused.err
     assert {(m.pid, m.process) for m in user.members()} == before
     assert user.dsgd("up", "--set", "workers=3", "--yes").code == 0
@@ -155,7 +156,7 @@ def test_logs_show_what_processes_print(user: User) -> None:
         "def predict(params, x): return np.zeros((len(x), 3))\n"
         "def gradients(params, x, y): return 0.5, {'w': np.ones(3)}\n"
     )
-    user.write(CLUSTER)
+    user.write(CLUSTER.replace("servers: 2", "servers: 1"))
     user.write(model, "model.py")
     settings = ("--set", "train.model=model.py", "--set", "train.until={max_steps: 20}")
     run = user.dsgd("train", "--keep", *settings)

@@ -32,7 +32,8 @@ def test_the_first_is_delivered_while_somebody_takes_it_and_the_second_forces() 
         assert got == ["Ctrl-C"]
         with pytest.raises(Forced):
             send()
-    assert interrupts.code == 131
+        send()  # the third changes nothing
+    assert interrupts.code == 130
 
 
 def test_a_held_signal_comes_when_the_block_ends() -> None:
@@ -43,6 +44,28 @@ def test_a_held_signal_comes_when_the_block_ends() -> None:
             steps.append("the block goes on")
         steps.append("never")
     assert steps == ["the block goes on"]
+
+
+def test_a_noted_signal_only_says_so() -> None:
+    notes: list[str] = []
+    with Interrupts(notes.append) as interrupts:
+        with interrupts.noted("finishing"):
+            send()
+        assert notes == ["Ctrl-C: finishing (again = kill now)"]
+        assert interrupts.error().exit_code == 130
+
+
+def test_signals_while_events_are_read_never_block() -> None:
+    """A handler that puts into the queue that its own thread is reading from."""
+    import queue
+
+    events: queue.SimpleQueue[str] = queue.SimpleQueue()
+    with Interrupts(print) as interrupts:
+        for _ in range(500):
+            interrupts.deliver = events.put
+            interrupts.code = None
+            send()
+            assert events.get(timeout=1) == "Ctrl-C"
 
 
 def test_a_timeout_is_the_first_signal_with_its_own_code() -> None:
