@@ -1,9 +1,9 @@
 """coordinator/0: who is a member, which run is on, and what the agent hears of it.
 
 A worker is a member as long as its session lives; each session is a new incarnation. It is lost
-when its stream breaks or it says nothing for 6 s (it says something every second, whatever its
-trainer does). The run itself is `run.Run`; this file moves no parameters and keeps no clock but
-the lease that it relays.
+when its stream breaks, when it says nothing for 6 s (it says something every second, whatever its
+trainer does), or when the run expels it because it hangs. The run itself is `run.Run`; this file
+moves no parameters and keeps no clock but the lease that it relays.
 """
 
 from __future__ import annotations
@@ -86,7 +86,13 @@ class Member:
     reached: tuple[str, ...] = ()  # the servers' addresses that it has spoken to
     steps: int = 0
     heard_s: float = field(default_factory=time.monotonic)
-    replaced: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    over_why: str = ""
+
+    def end(self, why: str) -> None:
+        """The session ends with this reason; whoever serves it does the rest."""
+        self.over_why = why
+        self.over.set()
 
 
 class Coordinator(CoordinatorServicer):
@@ -194,7 +200,14 @@ class Coordinator(CoordinatorServicer):
             return
         self._epoch = max(self._epoch, self._peers.epoch) + 1
         run = Run(
-            order, self._epoch, self._peers, self._send, self._line.send, self._living, self._fatal
+            order,
+            self._epoch,
+            self._peers,
+            self._send,
+            self._expel,
+            self._line.send,
+            self._living,
+            self._fatal,
         )
         self._run = run
         for member in list(self._members.values()):
@@ -226,6 +239,11 @@ class Coordinator(CoordinatorServicer):
         if member is not None:
             member.outbox.put_nowait(message)
 
+    def _expel(self, worker: int, incarnation: int, why: str) -> None:
+        member = self._members.get(worker)
+        if member is not None and member.incarnation == incarnation:
+            member.end(why)
+
     def _fatal(self, error: Exception) -> NoReturn:
         details = "".join(traceback.format_exception(error))
         lifecycle.fail(self._line, lifecycle.one_sentence(error), "internal", details)
@@ -243,7 +261,7 @@ class Coordinator(CoordinatorServicer):
             asyncio.create_task(self._read(member, context)),
             asyncio.create_task(_write(member, context)),
             asyncio.create_task(_beat(member)),
-            asyncio.create_task(member.replaced.wait()),
+            asyncio.create_task(member.over.wait()),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -252,8 +270,8 @@ class Coordinator(CoordinatorServicer):
             for task in tasks:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if member.replaced.is_set():
-            await context.abort(grpc.StatusCode.ABORTED, "a newer session of this worker is open")
+        if member.over.is_set():
+            await context.abort(grpc.StatusCode.ABORTED, member.over_why)
 
     async def _hello(self, index: int, context: Any) -> pb.Hello:
         try:
@@ -274,7 +292,7 @@ class Coordinator(CoordinatorServicer):
     def _admit(self, worker: int) -> Member:
         older = self._members.get(worker)
         if older is not None:
-            older.replaced.set()
+            older.end("a newer session of this worker is open")
             self._lost(older)
         self._incarnations[worker] = self._incarnations.get(worker, 0) + 1
         member = Member(worker, self._incarnations[worker])
@@ -313,7 +331,7 @@ class Coordinator(CoordinatorServicer):
     def _heard(self, member: Member, message: pb.FromWorker) -> None:
         kind = message.WhichOneof("kind")
         if kind == "heartbeat":
-            member.steps = message.heartbeat.steps
+            self._beaten(member, message.heartbeat.steps)
             self._maybe_formed()
         elif kind == "reached":
             member.reached = tuple(message.reached.addresses)
@@ -325,6 +343,13 @@ class Coordinator(CoordinatorServicer):
             self._say_unreachable(process, to, said.address, said.why, said.kind)
         elif self._run is not None and kind not in (None, "hello"):
             self._run.take(member.worker, member.incarnation, message)
+
+    def _beaten(self, member: Member, steps: int) -> None:
+        moved, member.steps = steps != member.steps, steps
+        if moved and self._run is not None:
+            from dsgd_cli.engine.events import Moved
+
+            self._run.feed(Moved(member.worker, member.incarnation))
 
 
 # No asyncio.wait_for around these: before Python 3.12 it can swallow a cancellation.

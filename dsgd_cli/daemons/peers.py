@@ -1,7 +1,8 @@
 """The servers as the coordinator sees them: unary calls, each with a deadline, and a watch.
 
-A call is repeated until it is answered: all of them are idempotent. A server that has not answered
-for `SILENCE_S` is unreachable; what that means for a run is for the caller to say.
+A call is repeated until it is answered, for a while: all of them are idempotent. A server that has
+not answered anything for `SILENCE_S`, or one call for longer than its bound, is unreachable; what
+that means for a run is for the caller to say.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from dsgd_cli.wire.dsgd_pb2_grpc import ServerStub
 
 CALL_TIMEOUT_S = 3.0
 SLOW_CALL_TIMEOUT_S = 120.0  # Configure and Export touch every byte of the shard
+TRIES = 3
+GIVE_UP_S = 30.0  # or after TRIES timeouts, whichever is later
 SILENCE_S = 6.0
 POLL_S = 1.0
 PAUSE_S = 0.2
@@ -65,13 +68,18 @@ class Peer:
             await asyncio.sleep(POLL_S)
 
     async def call(self, method: str, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
-        """The reply, sooner or later; an error that repeating would not cure is raised."""
+        """The reply. Raises PeerUnreachable, and whatever error repeating would not cure."""
+        bound_s = max(GIVE_UP_S, TRIES * timeout_s)
+        deadline_s = time.monotonic() + bound_s
         while True:
             try:
                 return await getattr(self._stub, method)(request, timeout=timeout_s)
             except grpc.aio.AioRpcError as error:
                 if error.code() not in TRANSIENT:
                     raise
+                if time.monotonic() > deadline_s:
+                    why = f"has not answered {method} for {bound_s:.0f} s ({_said(error)})"
+                    raise self._unreachable(why) from error
             await asyncio.sleep(PAUSE_S)
 
     async def tell(self, method: str, request: Any) -> None:

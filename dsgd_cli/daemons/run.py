@@ -16,17 +16,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
 from dsgd_cli.contract.errors import SpecError
+from dsgd_cli.contract.names import COORDINATOR
 from dsgd_cli.daemons.lifecycle import Message, one_sentence
 from dsgd_cli.daemons.peers import SLOW_CALL_TIMEOUT_S, Peers
 from dsgd_cli.engine import events as ev
 from dsgd_cli.engine.layout import Layout, cut
 from dsgd_cli.engine.training import Training
 from dsgd_cli.wire import dsgd_pb2 as pb
+from dsgd_cli.wire.identity import PeerUnreachable
 
 MAX_BLOCK_BYTES = 1 << 20
 TICK_S = 0.2
 
 ToWorker = Callable[[int, pb.FromCoordinator], None]
+Expel = Callable[[int, int, str], None]  # worker, incarnation, why: end its session
 Report = Callable[[Message], None]
 
 
@@ -39,6 +42,7 @@ class Run:
         epoch: int,
         peers: Peers,
         to_worker: ToWorker,
+        expel: Expel,
         report: Report,
         incarnations: Callable[[], Mapping[int, int]],
         fatal: Callable[[Exception], NoReturn],
@@ -52,6 +56,7 @@ class Run:
         self._max_block_bytes = int(order.get("max_block_bytes", MAX_BLOCK_BYTES))
         self._peers = peers
         self._to_worker = to_worker
+        self._expel = expel
         self._report = report
         self._incarnations = incarnations
         self._fatal = fatal
@@ -111,6 +116,8 @@ class Run:
                 self._to_worker(worker, pb.FromCoordinator(evaluate=evaluate))
             case ev.Drain(worker):
                 self._to_worker(worker, pb.FromCoordinator(drain=pb.Drain(epoch=self.epoch)))
+            case ev.Expel(worker, incarnation, why):
+                self._expel(worker, incarnation, why)
             case ev.Record(fields):
                 self._report({"type": "record", "record": finite(fields)})
             case ev.Progress(fields):
@@ -186,6 +193,9 @@ class Run:
             except SpecError as error:
                 text = f"{error.message} ({error.remedy})" if error.remedy else error.message
                 self.fail(text, kind="spec")
+            except PeerUnreachable as error:
+                why = f"{COORDINATOR} lost {error}"
+                self.fail(why, process=error.process, kind=error.kind)
             except Exception as error:
                 self.fail(one_sentence(error), traceback.format_exc())
             else:

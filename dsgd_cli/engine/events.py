@@ -79,6 +79,14 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """The worker's step counter, which its heartbeats carry, has risen: it does not hang."""
+
+    worker: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """Answer to `Prepare`: model and data are loaded. `digest` covers both, and the seed."""
 
@@ -198,12 +206,13 @@ class RunFailed:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passes. A few a second are enough: nothing but limits and progress waits for one."""
+    """Time passes. A few a second are enough: only limits, bounds and progress wait for one."""
 
 
 Event = (
     WorkerJoined
     | WorkerLost
+    | Moved
     | Prepared
     | Configured
     | Initialised
@@ -274,6 +283,18 @@ class Evaluate:
     worker: int
     evaluation_id: int
     frozen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Expel:
+    """This incarnation hangs: end its session and say why, so that its agent starts it again.
+
+    To the machine it is lost already; its `Fence` follows.
+    """
+
+    worker: int
+    incarnation: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +372,7 @@ Decision = (
     | Start
     | Grant
     | Evaluate
+    | Expel
     | Fence
     | Drain
     | Freeze

@@ -30,6 +30,7 @@ class Member:
     touched: bool = False  # it may have written to shards, so it is fenced when it is lost
     turn: int = 0  # when it was given its last task or evaluation: the longest without is first
     steps: int = 0
+    moved_s: float = 0.0  # when it last did something, or had nothing to do
     streak: Streak = field(init=False)
 
     def __post_init__(self) -> None:

@@ -133,6 +133,13 @@ class TaskQueue:
         leases = [lease for held in self._leases.values() for lease in held.values()]
         return sum(-(-(lease.task.stop - lease.done) // self.batch_size) for lease in leases)
 
+    def batch_s(self, worker: int) -> float | None:
+        """What a batch usually takes this worker; if that is not known, the slowest of all."""
+        rates = [self._speeds[worker].rate()] if worker in self._speeds else []
+        if not any(rates):
+            rates = [speed.rate() for speed in self._speeds.values()]
+        return max((self.batch_size / rate for rate in rates if rate), default=None)
+
     def epoch_of(self, worker: int, task_id: int) -> int | None:
         """The epoch of a task that this worker holds; None for any other task."""
         lease = self._leases.get(worker, {}).get(task_id)

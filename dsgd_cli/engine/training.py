@@ -3,7 +3,8 @@
 `on` updates what is known, then `_advance` takes every step that this allows, so that nothing
 waits for the next tick. Invariants: tasks of a lost worker are leased again only after every
 shard has fenced it; at most one evaluation is under way; a target counts only if it holds on the
-frozen vector that is exported; `Finish` is the last decision and is given once.
+frozen vector that is exported; `Finish` is the last decision and is given once; no worker is
+waited for without a bound (`patience`): one that hangs is expelled, then it is like a dead one.
 Carries nothing out, and knows no process but the workers; `events` says what each value asks for.
 
 Whenever parameters exist they are exported, but for RunFailed. `verdict` says what a run is called.
@@ -18,7 +19,7 @@ from enum import Enum
 from typing import Any
 
 from dsgd_cli.contract.names import process_name
-from dsgd_cli.engine import convergence, verdict
+from dsgd_cli.engine import convergence, patience, verdict
 from dsgd_cli.engine.convergence import Streak
 from dsgd_cli.engine.events import (
     Configured,
@@ -29,6 +30,7 @@ from dsgd_cli.engine.events import (
     Evaluate,
     Evaluated,
     Event,
+    Expel,
     Export,
     Exported,
     Failure,
@@ -40,6 +42,7 @@ from dsgd_cli.engine.events import (
     Grant,
     Initialise,
     Initialised,
+    Moved,
     Prepare,
     Prepared,
     Progress,
@@ -63,7 +66,6 @@ from dsgd_cli.engine.tasks import Remainder, TaskQueue
 from dsgd_cli.engine.verdict import Ending, Why, difference
 
 TASKS_HELD = 2  # the one in hand and the next
-GATHER_S = 5.0  # how long the first workers wait for those that still load their data
 PROGRESS_S = 0.25
 
 
@@ -93,6 +95,7 @@ class Evaluation:
     id: int
     worker: int
     frozen: bool
+    since_s: float
 
 
 class Training:
@@ -102,6 +105,7 @@ class Training:
         self._settings = settings
         self._until = settings.until
         self._phase = Phase.GATHERING
+        self._since_s: float | None = None  # when the phase began
         self._ending: Ending | None = None
         self._members = Members()
         self._ledger = Ledger()
@@ -113,10 +117,13 @@ class Training:
         self._draining: set[int] = set()
         self._evaluation: Evaluation | None = None
         self._evaluations = 0
+        self._evaluation_s: float | None = None  # the longest so far
         self._judged: bool = False  # the frozen vector has been evaluated
         self._metrics: Mapping[str, float] = {}  # of the last evaluation
         self._exported = False
-        self._initialised_s = 0.0
+        self._asked_s = math.inf  # when somebody asked for the end
+        self._seen_s = 0.0  # when there was a worker
+        self._worked_s = 0.0  # when one did something
         self._ended_s: float | None = None
         self._progress_s = 0.0
         self._now_s = 0.0
@@ -132,7 +139,11 @@ class Training:
         if self._phase is Phase.FINISHED:
             return self._out
         self._now_s = max(now_s, self._now_s)
+        if self._since_s is None:
+            self._since_s = self._now_s
         self._take(event)
+        if self._members.every():
+            self._seen_s = self._now_s
         self._advance()
         self._maybe_progress()
         return self._out
@@ -144,6 +155,7 @@ class Training:
             case WorkerJoined():
                 self._joined(event)
             case StopRequested():
+                self._asked_s = min(self._now_s, self._asked_s)
                 self._end(Why.STOP, event.why)
             case RunFailed():
                 self._end(Why.FAILED, event.failure.error, event.failure, sealed=False)
@@ -153,7 +165,7 @@ class Training:
             case Configured() | Frozen() | Thawed() | Exported():
                 self._cluster_answered(event)
             case Tick():
-                pass
+                self._find_hung()
             case _:
                 member = self._members.living(event.worker, event.incarnation)
                 if member is not None:
@@ -162,11 +174,23 @@ class Training:
     def _take_from(
         self,
         member: Member,
-        event: WorkerLost | Prepared | Initialised | Report | Evaluated | Drained | WorkerFailed,
+        event: (
+            WorkerLost
+            | Moved
+            | Prepared
+            | Initialised
+            | Report
+            | Evaluated
+            | Drained
+            | WorkerFailed
+        ),
     ) -> None:
+        member.moved_s = self._now_s
         match event:
             case WorkerLost():
                 self._lost(member)
+            case Moved():
+                self._worked_s = self._now_s
             case Prepared():
                 self._prepared(member, event)
             case Initialised():
@@ -186,6 +210,7 @@ class Training:
             self._lost(older)
         member = self._members.admit(event.worker, event.incarnation)
         if member is not None:
+            member.moved_s = self._now_s
             self._out.append(Prepare(member.worker))
             self._happened("joined", member)
 
@@ -196,13 +221,45 @@ class Training:
         self._happened("lost", member)
         if self._initialiser == member.worker:
             self._initialiser = None
-        if self._evaluation is not None and self._evaluation.worker == member.worker:
+        if self._evaluates(member):
             self._evaluation = None
             self._schedule.again()
         left = self._queue.leave(member.worker) if self._queue is not None else ()
         if member.touched:
             self._fences[member.worker, member.incarnation + 1] = left
             self._out.append(Fence(member.worker, member.incarnation + 1))
+
+    def _find_hung(self) -> None:
+        """Before the training a phase has a bound; from then on each worker has one."""
+        if not self._ledger.started:
+            return
+        for member in self._members.every():
+            patience_s = self._patience_s(member)
+            if patience_s is None:
+                member.moved_s = self._now_s
+            elif self._now_s - member.moved_s > patience_s:
+                self._expel(member, f"it has done nothing for {patience_s:.0f} s")
+
+    def _patience_s(self, member: Member) -> float | None:
+        """How long the member may seem to do nothing; None: it has nothing to do."""
+        if member.state is MemberState.PREPARING:
+            return patience.SETUP_S
+        if self._evaluates(member):
+            return patience.evaluation_s(self._evaluation_s)
+        queue = self._queue
+        if self._phase is Phase.TRAINING and queue is not None and queue.held(member.worker):
+            return patience.batch_s(queue.batch_s(member.worker))
+        return None
+
+    def _evaluates(self, member: Member) -> bool:
+        return self._evaluation is not None and self._evaluation.worker == member.worker
+
+    def _expel(self, member: Member, why: str) -> None:
+        """It lives, but it hangs: as good as lost."""
+        process = process_name("worker", member.worker)
+        self._happened("hung", member, reason=why)
+        self._out.append(Expel(member.worker, member.incarnation, f"{process} hangs: {why}"))
+        self._lost(member)
 
     def _fenced(self, event: Fenced) -> None:
         remainders = self._fences.pop((event.worker, event.incarnation), ())
@@ -233,22 +290,21 @@ class Training:
             return
         settings = self._settings
         self._queue = TaskQueue(event.examples, settings.batch_size, self._until.max_epochs)
-        self._phase = Phase.CONFIGURING
+        self._enter(Phase.CONFIGURING)
         self._out.append(ConfigureShards(event.tensors, event.dtype))
 
     def _initialised(self, member: Member) -> None:
         if self._phase is Phase.INITIALISING and member.worker == self._initialiser:
-            self._phase = Phase.STARTING
-            self._initialised_s = self._now_s
+            self._enter(Phase.STARTING)
 
     def _cluster_answered(self, event: Configured | Frozen | Thawed | Exported) -> None:
         match event, self._phase:
             case Configured(), Phase.CONFIGURING:
-                self._phase = Phase.INITIALISING
+                self._enter(Phase.INITIALISING)
             case Frozen(), Phase.FREEZING:
-                self._phase = Phase.JUDGING
+                self._enter(Phase.JUDGING)
             case Thawed(), Phase.THAWING:
-                self._phase = Phase.TRAINING
+                self._enter(Phase.TRAINING)
             case Exported(), Phase.EXPORTING:
                 self._exported = True
                 self._finish()
@@ -257,6 +313,7 @@ class Training:
         epoch = None if self._queue is None else self._queue.epoch_of(member.worker, event.task_id)
         if self._queue is None or epoch is None:
             return
+        self._worked_s = self._now_s
         busy_s = event.pull_s + event.compute_s + event.push_s
         self._record(*self._ledger.add(event, epoch, self._now_s))
         for complete in self._queue.report(
@@ -280,6 +337,8 @@ class Training:
         ):
             return
         self._evaluation = None
+        self._worked_s = self._now_s
+        self._evaluation_s = max(self._now_s - evaluation.since_s, self._evaluation_s or 0.0)
         self._metrics = dict(event.metrics)
         self._judged = evaluation.frozen
         line = self._ledger.evaluation(
@@ -311,7 +370,7 @@ class Training:
             return
         self._draining.discard(member.worker)
         self._queue.put_back(self._queue.withdraw(member.worker))
-        if self._evaluation is not None and self._evaluation.worker == member.worker:
+        if self._evaluates(member):
             self._evaluation = None  # it had not begun
 
     def _end(
@@ -335,10 +394,15 @@ class Training:
 
     def _gathering(self) -> None:
         """GATHERING, CONFIGURING: there are no parameters that could be kept."""
+        if self._phase is Phase.GATHERING and self._waited_s > patience.SETUP_S:
+            self._too_late(self._members.every(), "load the model and the data")
         if self._ending is not None:
             self._finish()
 
     def _initialising(self) -> None:
+        if self._waited_s > patience.SETUP_S:
+            asked = [m for m in self._members.every() if m.worker == self._initialiser]
+            self._too_late(asked, "write the first parameters")
         if self._ending is not None:
             self._finish()
         elif self._initialiser is None and not self._fences:
@@ -349,19 +413,22 @@ class Training:
                 self._out.append(Initialise(member.worker))
 
     def _starting(self) -> None:
-        waited = self._now_s - self._initialised_s >= GATHER_S
         loading = self._members.who(MemberState.PREPARING)
         ready = self._members.who(MemberState.PREPARED)
-        if self._ending is None and (not ready or (loading and not waited)):
+        bound_s = patience.GATHER_S if ready else patience.SETUP_S
+        if self._ending is None and (loading or not ready) and self._waited_s < bound_s:
             return
-        self._phase = Phase.TRAINING
+        self._enter(Phase.TRAINING)
         self._ledger.start(self._now_s)
-        self._progress_s = self._now_s
+        self._progress_s = self._worked_s = self._now_s
 
     def _training(self) -> None:
         self._start_prepared()
         if self._ending is None and (reason := self._limit()):
             self._end(Why.LIMIT, reason)
+        if self._now_s - self._worked_s > patience.STALL_S:
+            reason = f"no worker has done anything for {patience.STALL_S:.0f} s"
+            self._end(Why.FAILED, reason, Failure("", reason, kind="internal"))
         if self._ending is not None:
             self._leave_training(self._ending)
             return
@@ -373,21 +440,34 @@ class Training:
         if ending.abrupt:
             self._freeze()
             return
-        self._phase = Phase.DRAINING
+        self._enter(Phase.DRAINING)
         for member in self._members.who(MemberState.STARTED):
             self._draining.add(member.worker)
             self._out.append(Drain(member.worker))
 
     def _still_draining(self) -> None:
         self._start_prepared()
+        for worker in sorted(self._draining):
+            member = self._members.living(worker)
+            if member is not None and self._now_s > self._drained_by_s(member):
+                self._expel(member, "it did not end its batch when the run was to end")
         if not self._draining or (self._ending is not None and self._ending.abrupt):
             self._freeze()
+
+    def _drained_by_s(self, member: Member) -> float:
+        assert self._queue is not None
+        usual_s = self._queue.batch_s(member.worker) or 0.0
+        if self._evaluates(member):
+            usual_s += self._evaluation_s or 0.0
+        began_s = self._now_s - self._waited_s
+        asked_by_s = self._asked_s + patience.STOP_DRAIN_S
+        return min(began_s + patience.drain_s(usual_s), asked_by_s)
 
     def _freeze(self) -> None:
         self._draining.clear()
         self._evaluation = None
         self._judged = False
-        self._phase = Phase.FREEZING
+        self._enter(Phase.FREEZING)
         self._ended_s = self._now_s
         self._out.append(Freeze())
 
@@ -395,13 +475,26 @@ class Training:
         self._start_prepared()
         ending = self._ending
         assert ending is not None
-        alone = not self._members.every()
-        if ending.abrupt or (alone and ending.why is Why.STOP):
+        if ending.abrupt:
             self._export()
         elif self._judged:
             self._verdict(ending)
+        elif self._nobody_judges(ending):
+            if ending.why is not Why.STOP:
+                reason = f"{ending.reason}, but no worker could evaluate the final model"
+                self._ending = Ending(Why.STOP, reason)
+            self._export()
         elif self._evaluation is None:
             self._evaluate(frozen=True)
+
+    def _nobody_judges(self, ending: Ending) -> bool:
+        """Whether the model must come home without metrics."""
+        if ending.why is Why.STOP:
+            late = self._now_s - self._asked_s > patience.STOP_S
+            return late or not self._members.every()
+        alone_s = min(self._now_s - self._seen_s, self._waited_s)
+        bound_s = patience.judging_s(self._evaluation_s)
+        return alone_s > patience.ALONE_S or self._waited_s > bound_s
 
     def _verdict(self, ending: Ending) -> None:
         """The frozen vector is evaluated: over, or on again."""
@@ -416,11 +509,11 @@ class Training:
         self._record(self._ledger.happened("thawed", self._now_s, reason=stands))
         self._ending = None
         self._ended_s = None
-        self._phase = Phase.THAWING
+        self._enter(Phase.THAWING)
         self._out.append(Thaw())
 
     def _export(self) -> None:
-        self._phase = Phase.EXPORTING
+        self._enter(Phase.EXPORTING)
         self._out.append(Export())
 
     def _waiting(self) -> None:
@@ -432,6 +525,23 @@ class Training:
         """FINISHED."""
 
     # ── the pieces ─────────────────────────────────────────────────────────────────────────────
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        self._since_s = self._now_s
+
+    @property
+    def _waited_s(self) -> float:
+        """How long the phase lasts."""
+        return 0.0 if self._since_s is None else self._now_s - self._since_s
+
+    def _too_late(self, members: list[Member], what: str) -> None:
+        """There is nothing to be kept yet, so there is no use in trying on."""
+        if self._ending is None:
+            processes = [process_name("worker", member.worker) for member in members]
+            who = ", ".join(processes) or "the workers"
+            error = f"{who} did not {what} within {patience.SETUP_S:.0f} s"
+            self._end(Why.FAILED, error, Failure(next(iter(processes), ""), error))
 
     @property
     def _epochs(self) -> int:
@@ -449,6 +559,7 @@ class Training:
         for member in self._members.who(MemberState.PREPARED):
             member.state = MemberState.STARTED
             member.touched = True
+            member.moved_s = self._now_s
             self._queue.join(member.worker)
             self._out.append(Start(member.worker))
 
@@ -461,7 +572,7 @@ class Training:
         self._members.take_turn(member)
         self._schedule.taken(**self._reached())
         self._evaluations += 1
-        self._evaluation = Evaluation(self._evaluations, member.worker, frozen)
+        self._evaluation = Evaluation(self._evaluations, member.worker, frozen, self._now_s)
         self._out.append(Evaluate(member.worker, self._evaluations, frozen))
 
     def _grant(self) -> None:
@@ -486,7 +597,7 @@ class Training:
     def _finish(self) -> None:
         ending = self._ending
         assert ending is not None
-        self._phase = Phase.FINISHED
+        self._enter(Phase.FINISHED)
         self._record(*self._ledger.flush(self._now_s))
         if self._ledger.started:
             self._out.append(Progress(self._progress_fields()))
@@ -532,10 +643,10 @@ class Training:
     def _record(self, *lines: dict[str, Any]) -> None:
         self._out.extend(Record(line) for line in lines)
 
-    def _happened(self, what: str, member: Member) -> None:
+    def _happened(self, what: str, member: Member, **more: Any) -> None:
         process = process_name("worker", member.worker)
         line = self._ledger.happened(
-            what, self._now_s, process=process, incarnation=member.incarnation
+            what, self._now_s, process=process, incarnation=member.incarnation, **more
         )
         self._record(line)
 

@@ -54,6 +54,40 @@ def gradients(params, x, y):
 """
 )
 
+# The first gradients are fine, then every call of worker/0's first process sleeps for ever.
+HANGS = (
+    SOFTMAX.replace("def gradients", "def fast")
+    + """
+import os, pathlib, sys, time
+
+calls = 0
+once = pathlib.Path(__file__).with_name("hung")
+
+def gradients(params, x, y):
+    global calls
+    calls += 1
+    time.sleep(0.01)
+    if calls > 10 and sys.argv[1] == "worker/0":
+        if not once.exists():
+            once.write_text(str(os.getpid()))
+        if once.read_text() == str(os.getpid()):
+            time.sleep(1e6)
+    return fast(params, x, y)
+"""
+)
+
+# Batches take 12 s.
+VERY_SLOW = (
+    SOFTMAX.replace("def gradients", "def fast")
+    + """
+import time
+
+def gradients(params, x, y):
+    time.sleep(12)
+    return fast(params, x, y)
+"""
+)
+
 ALL_NAN = (
     SOFTMAX.replace("def gradients", "def fine")
     + """

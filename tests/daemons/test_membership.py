@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import time
 from collections.abc import Callable
@@ -186,7 +187,7 @@ def test_the_coordinator_gives_signs_of_life(new_cluster: NewCluster) -> None:
     made.coordinator.wait_for("alive", 5)
     eventually(lambda: len(made.coordinator.all("alive")) >= 4)
     times = [ready["at_s"], *(message["at_s"] for message in made.coordinator.all("alive"))]
-    assert max(after - before for before, after in zip(times, times[1:], strict=False)) < 2
+    assert max(after - before for before, after in itertools.pairwise(times)) < 2
     assert made.coordinator.messages[0]["type"] == "ready"
 
 

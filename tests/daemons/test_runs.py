@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +229,59 @@ def test_a_run_can_be_asked_to_finish(new_cluster: NewCluster, tmp_path: Path) -
     assert finished["outcome"] == "stopped"
     assert "Ctrl-C" in finished["reason"]
     assert np.abs(exported(finished)["W"]).max() > 0
+
+
+def test_a_limit_ends_a_run_whose_worker_sleeps_for_ever(
+    new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    """It is given up, told so, ends, and comes back: in time to evaluate the model."""
+    made = new_cluster(workers=1)
+    model = written(tmp_path, "model.py", models.HANGS)
+    run = made.run({"model": model, "until": {"max_time": "2s", "accuracy": 0.999}})
+    hung = made.coordinator.wait_for("record", 15, where=lambda m: event(m) == "hung")
+    assert hung["record"]["process"] == "worker/0"
+    failed = made.children["worker/0"].wait_for("failed", 5)
+    assert "worker/0 hangs: it did not end its batch when the run was to end" in failed["error"]
+    assert made.children["worker/0"].popen.wait(5) == 1
+    made.restart(0)
+    finished = made.finished(run, 15)
+    assert finished["outcome"] == "stopped"
+    assert "max_time 2 s reached: accuracy" in finished["reason"]
+    assert finished["value"] is not None
+    assert len(exported(finished)) == 2
+
+
+@pytest.mark.slow
+def test_a_limit_ends_a_run_whose_only_worker_is_frozen(
+    new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    made = new_cluster(workers=1)
+    model = written(tmp_path, "model.py", models.SLOW)
+    run = made.run({"model": model, "until": {"max_time": "2s"}})
+    made.coordinator.wait_for("progress", where=lambda m: m["step"] > 20)
+    made.children["worker/0"].popen.send_signal(signal.SIGSTOP)
+    finished = made.finished(run, 40)
+    assert finished["outcome"] == "stopped"
+    assert "max_time 2 s reached, but no worker could evaluate" in finished["reason"]
+    assert finished["value"] is None
+    assert np.abs(exported(finished)["W"]).max() > 0
+
+
+def test_a_run_ends_when_it_is_asked_to_whatever_its_workers_compute(
+    new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    made = new_cluster()
+    model = written(tmp_path, "model.py", models.VERY_SLOW)
+    run = made.run({"model": model, "until": {"max_epochs": 1000}})
+    made.coordinator.wait_for("progress")
+    made.coordinator.tell({"type": "finish", "why": "Ctrl-C"})
+    asked_s = time.monotonic()
+    finished = made.finished(run, 10)
+    assert finished["at_s"] - asked_s < 7
+    assert finished["outcome"] == "stopped"
+    assert finished["reason"] == "Ctrl-C"
+    assert (finished["value"], finished["steps"]) == (None, 0)
+    assert len(exported(finished)) == 2
 
 
 def test_a_dead_server_ends_the_run_with_both_ends_named(
