@@ -29,7 +29,12 @@ CONNECT_DEADLINE_S = 45.0  # above the transport's own deadlines and retries
 class Cluster:
     """The hosts of one description, and the open connections to them."""
 
-    def __init__(self, spec: ClusterSpec, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        say: Callable[[str], None],
+        connect_timeout_s: float | None = None,
+    ) -> None:
         self.spec = spec = with_defaults(spec)
         self.say = say
         self.placed: tuple[Placed, ...] = place(spec)
@@ -39,7 +44,8 @@ class Cluster:
             item.host for item in self.placed if item.process == "coordinator/0"
         )
         self.transports: dict[str, Transport] = {
-            name: transport_for(host, spec, say) for name, host in self.hosts.items()
+            name: transport_for(host, spec, say, connect_timeout_s or spec.ssh.connect_timeout_s)
+            for name, host in self.hosts.items()
         }
         self.remotes: dict[str, Remote] = {}
         self.touched: set[str] = set()  # hosts on which this command changed something
@@ -90,7 +96,9 @@ class Cluster:
             transport.close()
 
 
-def transport_for(host: Host, spec: ClusterSpec, say: Callable[[str], None]) -> Transport:
+def transport_for(
+    host: Host, spec: ClusterSpec, say: Callable[[str], None], connect_timeout_s: float
+) -> Transport:
     """The road to a host. paramiko is imported only when a host needs it."""
     if host.transport == "local":
         from dsgd_cli.transport.local import LocalTransport
@@ -106,7 +114,7 @@ def transport_for(host: Host, spec: ClusterSpec, say: Callable[[str], None]) -> 
         identity_file=host.identity_file,
         host_key=host.host_key,
         host_keys=spec.ssh.host_keys,
-        connect_timeout_s=spec.ssh.connect_timeout_s,
+        connect_timeout_s=connect_timeout_s,
         on_accept=say,
     )
 

@@ -107,18 +107,18 @@ def _started(running: Running, starts: int, phases: Phases) -> Message:
     }
 
 
+LOOK_TIMEOUT_S = 2.0
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """What `status` found: a row per process, unreachable hosts as errors."""
 
-    HEAD: ClassVar[tuple[str, ...]] = (
-        "ROLE",
-        "HOST",
-        "PID",
-        "STATE",
-        "STEP",
-        "RESTARTS",
+    KEYS: ClassVar[tuple[str, ...]] = (
+        *("process", "host", "pid", "state", "restarts"),
+        *("step", "epoch", "loss", "examples_per_s"),  # of the run, in the coordinator's row
     )
+    HEAD: ClassVar[tuple[str, ...]] = tuple(key.upper() for key in KEYS)
     cluster: str
     entries: tuple[Message, ...]
     errors: dict[str, DsgdError]
@@ -126,11 +126,7 @@ class Status:
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
-        keys = ("process", "host", "pid", "state", "step", "restarts")
-        return [
-            tuple("-" if entry.get(key) is None else str(entry[key]) for key in keys)
-            for entry in self.entries
-        ]
+        return [tuple(_cell(entry.get(key)) for key in self.KEYS) for entry in self.entries]
 
     def as_json(self) -> Message:
         return {
@@ -154,9 +150,15 @@ class Status:
             )
 
 
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def look(spec: ClusterSpec, screen: Screen) -> Status:
     """`status`: ask every host, wait for none of them long. Changes nothing."""
-    cluster = Cluster(spec, screen.note)
+    cluster = Cluster(spec, screen.note, connect_timeout_s=LOOK_TIMEOUT_S)
     found: dict[str, tuple[ObservedHost, Message]] = {}
 
     def one(host: str) -> None:
@@ -184,7 +186,7 @@ def _entries(
     errors: dict[str, DsgdError],
 ) -> list[Message]:
     entries: list[Message] = []
-    step = _coordinator_step(found)
+    run = _last_progress(found)
     for item in cluster.placed:
         entry: Message = {"process": item.process, "host": item.host, "state": "absent"}
         if item.host in errors:
@@ -197,17 +199,18 @@ def _entries(
             elif item.process in seen.processes and not seen.agent_alive:
                 entry["state"] = "died"
             if item.process == names.COORDINATOR:
-                entry["step"] = step
+                entry |= {key: run.get(key) for key in ("step", "epoch", "loss", "examples_per_s")}
         entries.append(entry)
     return entries
 
 
-def _coordinator_step(found: dict[str, tuple[ObservedHost, Message]]) -> Any:
+def _last_progress(found: dict[str, tuple[ObservedHost, Message]]) -> Message:
+    """What the coordinator said last of a run."""
     for _, hello in found.values():
         last = (hello.get("last") or {}).get(names.COORDINATOR) or {}
         if "progress" in last:
-            return last["progress"].get("step")
-    return None
+            return dict(last["progress"])
+    return {}
 
 
 def _outlook(found: dict[str, tuple[ObservedHost, Message]]) -> str:

@@ -123,8 +123,7 @@ def send_missing(cluster: Cluster, steps: Sequence[Ship], needs: Needs, screen: 
         screen.note(f"{host}: sending {len(bundles)} bundles, {size / 1e6:.1f} MB")
         remote = cluster.open(host)
         try:
-            for bundle in bundles:
-                ship.send(remote, bundle)
+            ship.send_all(remote, bundles)
         finally:
             remote.close()
 
