@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-from dsgd_cli.agent import paths
+from dsgd_cli.agent import paths, runs
 from dsgd_cli.agent.framing import Message, Refused
 
 LOCK = "launcher.lock"
@@ -52,11 +52,11 @@ class Hold:
     """The clusters that this process holds for its launcher."""
 
     def __init__(self) -> None:
-        self._held: dict[str, tuple[int, Message]] = {}
+        self._held: dict[str, tuple[int, Path, Message]] = {}
 
     def hold(self, cluster: str, owner: Message) -> None:
         """Refused("held", owner=…) when another launcher holds it. Again by us is fine."""
-        path = paths.run_dir(cluster) / LOCK
+        path = runs.current(cluster) / LOCK
         mine = self._held.pop(cluster, None)
         if mine is not None and is_still(mine[0], path):
             descriptor: int | None = mine[0]
@@ -68,22 +68,21 @@ class Hold:
             raise Refused("held", f"{cluster} is held by another dsgd", owner=read_owner(path))
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(owner).encode()[:OWNER_MAX_BYTES], 0)
-        self._held[cluster] = descriptor, owner
+        self._held[cluster] = descriptor, path, owner
 
     def renew(self, cluster: str) -> None:
         """Take the lock again if its file went away together with an old run directory."""
         if cluster in self._held:
-            self.hold(cluster, self._held[cluster][1])
+            self.hold(cluster, self._held[cluster][2])
 
     def release_all(self) -> None:
         """Give them back. A run directory in which nothing but the lock ever was goes with it."""
-        for cluster, (descriptor, _) in self._held.items():
-            folder = paths.run_dir(cluster)
+        for descriptor, path, _ in self._held.values():
             with contextlib.suppress(OSError):
-                if is_still(descriptor, folder / LOCK):
-                    if os.listdir(folder) == [LOCK]:  # noqa: PTH208
-                        (folder / LOCK).unlink()
-                        folder.rmdir()
+                if is_still(descriptor, path):
+                    if os.listdir(path.parent) == [LOCK]:  # noqa: PTH208
+                        path.unlink()
+                        path.parent.rmdir()
                     else:
                         os.ftruncate(descriptor, 0)
             os.close(descriptor)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dsgd_cli.agent import bridge, framing, hold, names, observe, paths, payload, processes
+from dsgd_cli.agent import bridge, framing, hold, names, paths, payload, processes, runs
 from dsgd_cli.agent.framing import Message, Refused
 
 LOCK = "lock"
@@ -29,10 +29,10 @@ def start_agent(request: Message) -> Message:
     """{pid} or {pid, already: true}. Refused("busy") when another cluster id lives here."""
     cluster = names.cluster(request.get("cluster"))
     cluster_id = names.checked(names.CLUSTER_ID, request.get("cluster_id"), "cluster id")
-    run_dir = paths.run_dir(cluster)
+    run_dir = runs.current(cluster)
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
-        agent = observe.agent_of(run_dir)
+        agent = runs.agent_of(run_dir)
         if agent is not None and agent["alive"]:
             if agent["cluster_id"] != cluster_id:
                 raise Refused("busy", f"another cluster {cluster} runs here", agent=agent)
@@ -94,7 +94,7 @@ def _run(argv: list[str], environment: dict[str, str], stdin: bytes, lock: int) 
 
 def clear(run_dir: Path) -> None:
     """End and remove what a dead agent left, but the locks: they are ours, or may be."""
-    processes.end_all(lambda: members(run_dir), grace_s=1.0)
+    processes.end_all(lambda: members(run_dir.name.partition("@")[0]), grace_s=1.0)
     paths.socket_path(run_dir).unlink(missing_ok=True)
     for entry in run_dir.iterdir():
         if entry.is_dir():
@@ -103,13 +103,14 @@ def clear(run_dir: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
-def members(run_dir: Path) -> set[tuple[int, int]]:
+def members(cluster: str) -> set[tuple[int, int]]:
     """(pid, start time) of all that belongs to the cluster: by its files, and by a sweep."""
-    known = [observe.agent_of(run_dir), *observe.processes_of(run_dir).values()]
-    found = {(member.pid, member.start_time) for member in processes.sweep(run_dir)}
-    for entry in known:
-        if entry is not None and entry["alive"]:
-            found.update(processes.session_of(entry["pid"], entry["start_time"]))
+    own = paths.run_dir(cluster)
+    found = {(member.pid, member.start_time) for member in processes.sweep(own)}
+    for run_dir in runs.here(cluster):
+        for entry in (runs.agent_of(run_dir), *runs.processes_of(run_dir).values()):
+            if entry is not None and entry["alive"]:
+                found.update(processes.session_of(entry["pid"], entry["start_time"]))
     return found
 
 

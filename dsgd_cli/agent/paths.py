@@ -44,15 +44,18 @@ def state() -> Path:
     return _base("XDG_STATE_HOME", ".local/state")
 
 
+def machine_id() -> str:
+    """Empty where there is none; copies of one image may share it."""
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        with contextlib.suppress(OSError):
+            return Path(path).read_text().strip()
+    return ""
+
+
 def host_id() -> str:
     """`<hostname>-<8 hex>`: the same for as long as machine and name are the same."""
     hostname = os.uname().nodename
-    machine = ""
-    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
-        with contextlib.suppress(OSError):
-            machine = Path(path).read_text().strip()
-            break
-    digest = hashlib.sha256(f"{machine} {hostname}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(f"{machine_id()} {hostname}".encode()).hexdigest()[:8]
     readable = re.sub(r"[^a-z0-9]+", "-", hostname.lower()).strip("-")[:40] or "host"
     return f"{readable}-{digest}"
 

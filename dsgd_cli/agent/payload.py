@@ -38,6 +38,7 @@ MODULES = (
     "paths",
     "payload",
     "processes",
+    "runs",
     "serve",
     "store",
     "strays",

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 CLUSTER = "DSGD_CLUSTER"
 CLUSTER_ID = "DSGD_CLUSTER_ID"
-RUN_DIR = "DSGD_RUN_DIR"  # tells apart clusters of one name under two state folders
+RUN_DIR = "DSGD_RUN_DIR"  # <state folder>/run/<cluster>@<host id>
 PROCESS = "DSGD_PROCESS"
 LIFE = "DSGD_LIFE"  # a number that the agent gives out once: tells a restarted process apart
 AGENT = "agent"
@@ -47,6 +47,7 @@ class Member(NamedTuple):
     process: str
     life: str
     cluster_id: str
+    run_dir: str
     cmdline: str
 
 
@@ -62,6 +63,14 @@ def stat(pid: int) -> Stat | None:
 def boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def namespace(pid: int | str) -> str:
+    """Its pid namespace: pids say nothing about processes of another one. "" when unknown."""
+    try:
+        return str(Path(f"/proc/{pid}/ns/pid").readlink())
     except OSError:
         return ""
 
@@ -121,25 +130,35 @@ def ancestors() -> list[int]:
 def sweep(run_dir: Path, cluster_id: str = "") -> list[Member]:
     """The living processes of the cluster that has this run directory, except ourselves.
 
-    Of one cluster id, or of any: a name may have had several.
+    With a cluster id only those of that very directory and id. Without, those of any id, and also
+    those whose run directory lies beside it under another host id: this machine may have been
+    renamed. A name of a cluster alone marks nothing, it may be exported in somebody's shell.
     """
     cluster = run_dir.name.partition("@")[0]
     found = []
     for pid in _own_pids():
         variables = environment(pid)
-        if variables.get(CLUSTER) != cluster:
-            continue
-        if variables.get(RUN_DIR, str(run_dir)) != str(run_dir):
+        if variables.get(CLUSTER) != cluster or RUN_DIR not in variables:
             continue
         if cluster_id and variables.get(CLUSTER_ID) != cluster_id:
             continue
+        if variables[RUN_DIR] != str(run_dir) and (
+            cluster_id or not _beside(Path(variables[RUN_DIR]), run_dir, pid)
+        ):
+            continue
         seen = stat(pid)
         if seen is not None and not seen.dead:
-            process, life, number = (
-                variables.get(name, "") for name in (PROCESS, LIFE, CLUSTER_ID)
-            )
-            found.append(Member(pid, seen.start_time, process, life, number, cmdline(pid)))
+            process, life = variables.get(PROCESS, ""), variables.get(LIFE, "")
+            marks = process, life, variables.get(CLUSTER_ID, ""), variables[RUN_DIR]
+            found.append(Member(pid, seen.start_time, *marks, cmdline(pid)))
     return sorted(found, key=lambda member: member.pid)
+
+
+def _beside(theirs: Path, ours: Path, pid: int) -> bool:
+    """In the same state folder, and in our namespace: a container is another host."""
+    if os.path.realpath(theirs.parent) != os.path.realpath(ours.parent):
+        return False
+    return namespace(pid) == namespace("self") != ""
 
 
 def session_of(pid: int, started: int) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from dsgd_cli.agent import bridge, facts, files, framing, logs, names, observe, paths
+from dsgd_cli.agent import bridge, facts, files, framing, logs, names, observe, runs
 from dsgd_cli.agent.framing import Input, InputEnded, Message, Refused
 from dsgd_cli.agent.hold import Hold
 
@@ -125,13 +125,13 @@ class Server:
 
     def _attach(self, request: Message) -> None:
         """Ends the process when either side ends; a lock that it holds stays held until then."""
-        agent = bridge.connect(paths.run_dir(names.cluster(request.get("cluster"))))
+        agent = bridge.connect(runs.current(names.cluster(request.get("cluster"))))
         framing.say({"id": request.get("id"), "ok": {}})
         bridge.join(agent, self._stdin.left_over())
         raise InputEnded
 
     def _logs(self, request: Message) -> Message:
-        run_dir = paths.run_dir(names.cluster(request.get("cluster")))
+        run_dir = runs.current(names.cluster(request.get("cluster")))
         chosen = logs.chosen(request.get("processes"))
         logs.send(
             run_dir,

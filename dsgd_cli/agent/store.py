@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dsgd_cli.agent import names, paths, processes
+from dsgd_cli.agent import names, paths, processes, runs
 from dsgd_cli.agent.framing import Message, Refused
 
 VERSION = 1
@@ -39,7 +39,7 @@ class Store:
             {
                 "pid": os.getpid(),
                 "start_time": processes.start_time(os.getpid()),
-                "boot_id": processes.boot_id(),
+                **runs.identity(),
                 "cluster": cluster,
                 "cluster_id": cluster_id,
                 "host": host,

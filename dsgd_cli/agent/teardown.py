@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dsgd_cli.agent import launch, names, observe, paths, processes
+from dsgd_cli.agent import launch, names, paths, processes, runs
 from dsgd_cli.agent.framing import Message, Refused
 
 GRACE_S = 5.0
@@ -30,20 +30,22 @@ def grace(value: Any) -> float:
 
 def teardown(cluster: str, grace_s: float) -> Message:
     """{stopped, killed}: daemons that were alive before and are not now; those that needed KILL."""
-    run_dir = paths.run_dir(cluster)
-    before = daemons(run_dir)
+    run_dirs = runs.here(cluster)
+    before = daemons(cluster)
     started = time.monotonic()
     killed: set[str] = set()
-    agent = observe.agent_of(run_dir)
-    if agent is not None and agent["alive"]:
-        killed |= _ask(run_dir, agent, grace_s)
+    for run_dir in run_dirs:
+        agent = runs.agent_of(run_dir)
+        if agent is not None and agent["alive"]:
+            killed |= _ask(run_dir, agent, grace_s)
     left_s = max(LATE_GRACE_S, grace_s - (time.monotonic() - started))
-    pids = processes.end_all(lambda: launch.members(run_dir), left_s)
-    after = daemons(run_dir)
+    pids = processes.end_all(lambda: launch.members(cluster), left_s)
+    after = daemons(cluster)
     names_of = {pid: name for name, members in before.items() for pid in members}
     killed |= {names_of[pid] for pid in pids if pid in names_of}
-    if not launch.members(run_dir):
-        paths.remove_run(run_dir)
+    if not launch.members(cluster):
+        for run_dir in run_dirs:
+            paths.remove_run(run_dir)
     return {"stopped": len(before.keys() - after.keys()), "killed": len(killed - after.keys())}
 
 
@@ -63,27 +65,30 @@ def _ask(run_dir: Path, agent: Message, grace_s: float) -> set[str]:
     return set(said.get("killed_processes", ()))
 
 
-def daemons(run_dir: Path) -> dict[str, set[int]]:
+def daemons(cluster: str) -> dict[str, set[int]]:
     """The living daemons, by name, with their pids: what `stopped` counts."""
     found: dict[str, set[int]] = {}
-    for name, process in observe.processes_of(run_dir).items():
-        if process["alive"]:
-            found.setdefault(name, set()).add(process["pid"])
-    for member in processes.sweep(run_dir):
+    for run_dir in runs.here(cluster):
+        for name, process in runs.processes_of(run_dir).items():
+            if process["alive"]:
+                found.setdefault(name, set()).add(process["pid"])
+    for member in processes.sweep(paths.run_dir(cluster)):
         found.setdefault(member.process, set()).add(member.pid)
     return {name: pids for name, pids in found.items() if names.DAEMON.fullmatch(name)}
 
 
 def verify(cluster: str) -> Message:
     """{left, files, results}: empty lists when nothing is there."""
-    run_dir = paths.run_dir(cluster)
     left = {
         member.pid: {"pid": member.pid, "process": member.process, "cmdline": member.cmdline}
-        for member in processes.sweep(run_dir)
+        for member in processes.sweep(paths.run_dir(cluster))
     }
-    for pid, _ in launch.members(run_dir):
+    for pid, _ in launch.members(cluster):
         left.setdefault(pid, {"pid": pid, "process": "", "cmdline": processes.cmdline(pid)})
-    places = [run_dir, paths.socket_path(run_dir), *paths.discarded(run_dir)]
+    places: dict[Path, None] = {}  # in order, each once
+    for run_dir in runs.here(cluster):
+        found = [run_dir, paths.socket_path(run_dir), *paths.discarded(run_dir)]
+        places |= dict.fromkeys(found)
     return {
         "left": [left[pid] for pid in sorted(left)],
         "files": [str(place) for place in places if os.path.lexists(place)],

@@ -265,7 +265,7 @@ def test_a_restarted_process_keeps_its_own_grandchildren(host: Host) -> None:
 
 def test_looking_for_strays_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even for one that no signal ends: it is left to the verification in the end."""
-    hung = processes.Member(os.getpid(), -1, "worker/0", "1", ID, "")  # of another start time
+    hung = processes.Member(os.getpid(), -1, "worker/0", "1", ID, "", "")  # of another start time
     monkeypatch.setattr(processes, "sweep", lambda run_dir, cluster_id: [hung])
     found = Strays(Path("/nowhere"), ID)
     before = time.monotonic()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from dsgd_cli.agent import paths, processes, teardown
+from dsgd_cli.agent import launch, paths, processes, runs, teardown
 from dsgd_cli.contract.errors import ConnectFailed
 from tests.agent.client import ID, Host, Lines, Refusal, alive, eventually, start, started
 
@@ -235,6 +235,113 @@ def test_other_clusters_and_other_folders_are_left_alone(
     assert verify(host) == CLEAN
 
 
+def renamed(host: Host, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An agent that was started when this machine had another name; its run directory."""
+    with monkeypatch.context() as before:
+        before.setattr(paths, "host_id", lambda: "old-name-12345678")
+        run_dir = host.run_dir()
+        request = {"cluster": "lab", "cluster_id": ID, "host": "h", "spec": {"a": 1}}
+        launch.start_agent({**request, "lease_s": 60})
+    assert run_dir != host.run_dir()
+    assert not host.run_dir().exists()
+    return run_dir
+
+
+def test_a_machine_that_was_renamed_knows_its_cluster(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = renamed(host, monkeypatch)
+    link = host.attach()
+    agent, pid = link.call("hello")["pid"], started(link, "worker/0")
+    remote = host.connect()
+    seen = remote.call("observe", cluster="lab")
+    assert seen["agent"]["alive"] and seen["run_dir"] == str(run_dir) and seen["spec"] == {"a": 1}
+    assert seen["processes"]["worker/0"]["alive"] and seen["leftovers"] == []
+    request = {"cluster": "lab", "cluster_id": ID, "host": "h", "spec": None, "lease_s": 60}
+    assert remote.call("start_agent", **request) == {"pid": agent, "already": True}
+    with pytest.raises(Refusal) as refusal:
+        remote.call("start_agent", **{**request, "cluster_id": "f" * 16})
+    assert refusal.value.kind == "busy"
+    assert remote.call("hold", cluster="lab", owner={"user": "mia"}) == {}
+    assert (run_dir / "launcher.lock").exists()
+    left = verify(host)
+    assert {process["pid"] for process in left["left"]} == {agent, pid}
+    assert left["files"] == [str(run_dir), str(paths.socket_path(run_dir))]
+    said = host.connect().call("teardown", cluster="lab", grace_s=5)
+    assert said == {"stopped": 1, "killed": 0}
+    remote.close()
+    assert_nothing_left(host, agent, pid)
+    assert not paths.socket_path(run_dir).exists()
+
+
+def test_what_a_killed_agent_left_under_another_name(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = renamed(host, monkeypatch)
+    link = host.attach()
+    agent, pid = link.call("hello")["pid"], started(link, "worker/0")
+    wait_frozen(pid)
+    os.kill(agent, signal.SIGKILL)
+    eventually(lambda: not alive(agent))
+    seen = host.connect().call("observe", cluster="lab")
+    assert [process["pid"] for process in seen["leftovers"]] == [pid]
+    assert {process["pid"] for process in verify(host)["left"]} == {pid}
+    assert host.connect().call("teardown", cluster="lab", grace_s=0.1)["stopped"] == 1
+    assert_nothing_left(host, agent, pid)
+    assert not run_dir.exists() and not paths.socket_path(run_dir).exists()
+
+
+@pytest.mark.parametrize("differs", ["boot_id", "machine_id", "pid_namespace", "unknown", "all"])
+def test_what_is_another_hosts_is_not_touched(host: Host, differs: str) -> None:
+    """On a home that hosts share: whatever the pids in its files are here."""
+    run_dir = host.run_dir().with_name("lab@other-87654321")
+    run_dir.mkdir(parents=True)
+    with subprocess.Popen(["/bin/sleep", "300"], start_new_session=True) as stranger:
+        try:
+            entry = {"pid": stranger.pid, "start_time": processes.start_time(stranger.pid)}
+            agent = {**entry, **runs.identity(), "cluster": "lab", "cluster_id": ID}
+            agent |= {differs: "another"} if differs in agent else {}
+            if differs == "unknown":
+                del agent["pid_namespace"]
+            if differs != "all":
+                (run_dir / "agent.json").write_text(json.dumps(agent))
+            (run_dir / "processes.json").write_text(json.dumps({"worker/0": entry}))
+            before = {path: path.read_bytes() for path in run_dir.iterdir()}
+            remote = host.connect()
+            assert remote.call("observe", cluster="lab")["agent"] is None
+            assert remote.call("verify", cluster="lab") == CLEAN
+            said = remote.call("teardown", cluster="lab", grace_s=0)
+            assert said == {"stopped": 0, "killed": 0}
+            assert stranger.poll() is None
+            assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
+        finally:
+            stranger.kill()
+
+
+def test_who_carries_the_name_alone_is_a_stranger(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable that a user exported in a shell, or a container's process that we can see."""
+    marks = {processes.CLUSTER: "lab", processes.CLUSTER_ID: ID}
+    beside = {**marks, processes.RUN_DIR: str(host.run_dir().with_name("lab@other-87654321"))}
+    elsewhere = {**marks, processes.RUN_DIR: str(host.root / host.run_dir().name)}
+    sleep = ["/bin/sleep", "300"]
+    with contextlib.ExitStack() as stack:
+        children = []
+        for environment in (marks, beside, elsewhere):
+            child = stack.enter_context(subprocess.Popen(sleep, env=environment))
+            stack.callback(child.kill)
+            children.append(child)
+            eventually(lambda: processes.cmdline(child.pid).startswith("/bin/sleep"))  # noqa: B023
+        monkeypatch.setattr(processes, "namespace", lambda pid: str(pid))
+        assert processes.sweep(host.run_dir()) == []
+        monkeypatch.undo()
+        monkeypatch.setenv("XDG_STATE_HOME", str(host.root / "state"))
+        assert [process["pid"] for process in verify(host)["left"]] == [children[1].pid]
+        host.connect().call("teardown", cluster="lab", grace_s=1)
+        assert [child.poll() for child in children] == [None, -signal.SIGTERM, None]
+
+
 def test_an_unheard_agent_ends_everything(host: Host) -> None:
     link, pids = three(host)
     link.call("lease", holder="me", seconds=0.3)
@@ -399,8 +506,7 @@ def test_an_agent_with_a_bug_leaves_nothing_either(host: Host, tmp_path: Path) -
                 link.call("hello")
         eventually(lambda: not alive(agent), "the agent ends")
         assert "planted" in log.read()
-    said = [event["traceback"] for event in link.events if event["event"] == "crashed"]
-    assert len(said) == 1 and "RuntimeError: planted" in said[0]
+    assert "RuntimeError: planted" in link.event("crashed")["traceback"]
     assert_nothing_left(host, agent, pid)
 
 
