@@ -8,6 +8,7 @@ has no wheel for a platform, the newest one that has is taken, and that is said.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import hashlib
 import json
@@ -39,6 +40,15 @@ OLDEST_GLIBC, OLDEST_MUSL = 5, 1  # minor versions that manylinux and musllinux 
 LEGACY = {"manylinux2014": 17, "manylinux2010": 12, "manylinux1": 5}  # name -> glibc 2.x
 INDEX_VERSION = 1
 LAST_LINES = 6
+# pip, which ends with whoever holds the other end of its stdin, however that one ends
+PIP = """\
+import os, runpy, signal, threading
+def end_with_launcher():
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=end_with_launcher, daemon=True).start()
+runpy.run_module('pip', run_name='__main__', alter_sys=True)
+"""
 
 Note = Callable[[str], None]
 
@@ -229,9 +239,17 @@ def _locked(file: Path, host: str) -> Iterator[None]:
 
 
 def _download(host: str, platform: Platform, folder: Path, note: Note) -> tuple[Wheel, ...]:
-    """Resolve and download everything; leaves the folder as it was when that fails."""
-    part = Path(tempfile.mkdtemp(prefix=".part.", dir=folder))
-    try:
+    """Resolve and download everything; leaves the folder as it was when that fails.
+
+    With the folder's lock. A launcher that is left meanwhile removes its part on the way out; what
+    one that was killed had downloaded is removed here.
+    """
+    for abandoned in folder.glob(".part.*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        prefix=".part.", dir=folder, ignore_cleanup_errors=True
+    ) as part_name:
+        part = Path(part_name)
         _resolve(_Pip(host, platform, part), note)
         wheels = []
         for path in sorted(part.glob("*.whl")):
@@ -241,8 +259,6 @@ def _download(host: str, platform: Platform, folder: Path, note: Note) -> tuple[
             wheels.append(Wheel(target, sha256, target.stat().st_size))
         _write_index(folder / "index.json", wheels)
         return tuple(wheels)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _resolve(pip: _Pip, note: Note) -> None:
@@ -293,7 +309,7 @@ class _Pip:
         if not requirements:
             return "not installed beside dsgd"
         python = "".join(map(str, self.platform.python))
-        argv = [sys.executable, "-m", "pip", "download", "--dest", str(self._into)]
+        argv = [sys.executable, "-c", PIP, "download", "--dest", str(self._into)]
         argv += ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
         for name in self.platform.pip_platforms():
             argv += ["--platform", name]
@@ -326,15 +342,25 @@ class _Pip:
         )
 
     def _run(self, argv: Sequence[str]) -> tuple[int, str]:
-        child = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        """Run PIP: until its end, the deadline, or the end of this process."""
+        its_stdin, lifeline = os.pipe()
+        with os.fdopen(its_stdin) as stdin, os.fdopen(lifeline, "w"):
+            child = subprocess.Popen(
+                argv,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            atexit.register(child.kill)  # before its folder is removed
+            try:
+                return self._wait(child)
+            finally:
+                atexit.unregister(child.kill)
+
+    def _wait(self, child: subprocess.Popen[str]) -> tuple[int, str]:
         with child:
             try:
                 said, _ = child.communicate(timeout=max(0.1, self._end - time.monotonic()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -284,6 +285,50 @@ def test_a_pip_that_hangs_meets_the_deadline(index: Path, monkeypatch: pytest.Mo
     with pytest.raises(DeadlinePassed, match="downloading packages"):
         wheels_for("gpu1", FACTS, lambda _: None)
     assert children[0].poll() is not None
+
+
+LAUNCHER = """
+import sys, threading
+from dsgd_cli.launcher.environment import wheels_for
+facts = {"python": [3, 11, 2], "implementation": "cpython", "machine": "x86_64"}
+facts |= {"system": "Linux", "libc": ["glibc", "2.36"]}
+threading.Thread(target=wheels_for, args=("gpu1", facts, print), daemon=True).start()
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["is left", "is killed"])
+def test_pip_ends_with_its_launcher(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """While pip waits for an index that never answers. What it left is removed, then or later."""
+    cache = tmp_path / "cache/dsgd/wheels"
+    with socket.create_server(("127.0.0.1", 0)) as mute, monkeypatch.context() as hanging:
+        hanging.delenv("PIP_NO_INDEX")
+        hanging.delenv("PIP_FIND_LINKS")
+        hanging.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{mute.getsockname()[1]}/simple")
+        hanging.setenv("PYTHONPATH", str(Path(environment.__file__).parents[2]))
+        launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER], stdin=subprocess.PIPE)
+        with launcher:
+            try:
+                mute.settimeout(30)
+                connection, _ = mute.accept()
+                with connection:
+                    assert len(list(cache.rglob(".part.*"))) == 1
+                    if how == "is killed":
+                        launcher.kill()
+                    assert launcher.stdin is not None
+                    launcher.stdin.close()
+                    launcher.wait(20)
+                    connection.settimeout(20)
+                    while connection.recv(65536):  # until pip is gone
+                        pass
+            finally:
+                launcher.kill()
+    assert len(list(cache.rglob(".part.*"))) == (1 if how == "is killed" else 0)
+    if how == "is killed":
+        assert names(wheels_for("gpu1", FACTS, lambda _: None)) == ALL
+        assert not list(cache.rglob(".part.*"))
 
 
 @pytest.mark.parametrize(
