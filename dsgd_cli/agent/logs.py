@@ -43,7 +43,7 @@ def send(
 ) -> None:
     folder = run_dir / "logs"
     if not folder.is_dir():
-        raise Refused("missing", f"no logs of {run_dir.name.partition('@')[0]} here")
+        raise Refused("missing", f"nothing of {run_dir.name.partition('@')[0]} runs here")
     logs: dict[str, Log] = {}
     while True:
         for path in sorted(folder.glob("*.log")):

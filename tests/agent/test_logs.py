@@ -121,9 +121,13 @@ def test_following_over_rotation_and_late_files(host: Host, logs: Path) -> None:
 
 
 def test_logs_of_nothing(host: Host) -> None:
-    with pytest.raises(Refusal) as refusal:
-        host.connect().call("logs", cluster="lab", tail=1)
-    assert refusal.value.kind == "missing"
+    """Neither when nothing ran ever, nor when a launcher has only just begun."""
+    remote = host.connect()
+    for follow in (False, True):
+        with pytest.raises(Refusal) as refusal:
+            remote.call("logs", cluster="lab", tail=1, follow=follow)
+        assert refusal.value.error == {"kind": "missing", "message": "nothing of lab runs here"}
+        remote.call("hold", cluster="lab", owner={})
 
 
 def test_bad_arguments(host: Host, logs: Path) -> None:
