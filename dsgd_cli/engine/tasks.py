@@ -135,10 +135,9 @@ class TaskQueue:
 
     def batch_s(self, worker: int) -> float | None:
         """What a batch usually takes this worker; if that is not known, the slowest of all."""
-        rates = [self._speeds[worker].rate()] if worker in self._speeds else []
-        if not any(rates):
-            rates = [speed.rate() for speed in self._speeds.values()]
-        return max((self.batch_size / rate for rate in rates if rate), default=None)
+        rates = {who: speed.rate() for who, speed in self._speeds.items()}
+        rate = rates.get(worker) or min(filter(None, rates.values()), default=0.0)
+        return self.batch_size / rate if rate else None
 
     def epoch_of(self, worker: int, task_id: int) -> int | None:
         """The epoch of a task that this worker holds; None for any other task."""

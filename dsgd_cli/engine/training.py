@@ -141,9 +141,9 @@ class Training:
         self._now_s = max(now_s, self._now_s)
         if self._since_s is None:
             self._since_s = self._now_s
-        self._take(event)
         if self._members.every():
             self._seen_s = self._now_s
+        self._take(event)
         self._advance()
         self._maybe_progress()
         return self._out
@@ -489,12 +489,12 @@ class Training:
 
     def _nobody_judges(self, ending: Ending) -> bool:
         """Whether the model must come home without metrics."""
+        alone = not self._members.every()
         if ending.why is Why.STOP:
-            late = self._now_s - self._asked_s > patience.STOP_S
-            return late or not self._members.every()
+            return alone or self._now_s - self._asked_s > patience.STOP_S
         alone_s = min(self._now_s - self._seen_s, self._waited_s)
         bound_s = patience.judging_s(self._evaluation_s)
-        return alone_s > patience.ALONE_S or self._waited_s > bound_s
+        return (alone and alone_s > patience.ALONE_S) or self._waited_s > bound_s
 
     def _verdict(self, ending: Ending) -> None:
         """The frozen vector is evaluated: over, or on again."""

@@ -1,4 +1,4 @@
-"""Thousands of seeded schedules of deaths, restarts, zombies, delays and stale messages.
+"""Thousands of seeded schedules of deaths, hangs, restarts, zombies, delays, stale messages.
 
 A model of the cluster (sessions that keep order, workers that compute in virtual time, one shard
 that knows who pushed which position) carries out what `Training` decides and checks the promises
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from dsgd_cli.engine import convergence, training
+from dsgd_cli.engine import convergence, patience, training
 from dsgd_cli.engine import events as e
 from dsgd_cli.engine.members import Member, Members, MemberState
 from dsgd_cli.engine.tasks import Remainder, TaskQueue
@@ -24,7 +25,8 @@ from dsgd_cli.engine.training import Phase, Training
 
 TENSORS = (("W", (4, 2)),)
 LAST_FAULT_S = 3.0
-END_S = 1000.0
+END_S = 4000.0
+STOP_S = patience.STOP_S + 1.0  # a tick, and what the shards take to answer
 
 
 @dataclass
@@ -36,6 +38,8 @@ class Worker:
     batch_s: float
     cut: bool = False
     dead: bool = False
+    stalls_s: float = 0.0  # so long hangs what it does next
+    hung_until: float = 0.0
     prepared: bool = False
     started: bool = False
     busy: bool = False
@@ -98,7 +102,7 @@ class Simulation:
         self.evaluating: dict[int, int] = {}  # evaluation -> worker
         self.quality = 0.0
         self.frozen_metrics: dict[str, float] | None = None  # of the last frozen evaluation
-        self.stopped = False
+        self.stopped_s = math.inf
         self.finish: e.Finish | None = None
         self.deaths = 0
 
@@ -128,10 +132,14 @@ class Simulation:
     def tick(self) -> None:
         self.feed(e.Tick())
         if self.finish is None:
-            self.after(0.1, self.tick)
+            self.after(0.1 if self.now < 20.0 or self.stopped else 1.0, self.tick)
+
+    @property
+    def stopped(self) -> bool:
+        return self.stopped_s < math.inf
 
     def stop(self) -> None:
-        self.stopped = True
+        self.stopped_s = self.now
         self.feed(e.StopRequested("asked"))
 
     def join(self, number: int) -> None:
@@ -141,26 +149,44 @@ class Simulation:
         self.feed(e.WorkerJoined(number, self.incarnations[number]))
         if self.faults and self.random.random() < 0.7:
             worker = self.workers[number]
-            self.after(2.0 * self.random.random() ** 2, lambda: self.lose(worker))
+            fault = self.hang if self.random.random() < 0.2 else self.lose
+            self.after(2.0 * self.random.random() ** 2, lambda: fault(worker))
+
+    def hang(self, worker: Worker) -> None:
+        """What it does next takes long, or for ever."""
+        if self.now <= LAST_FAULT_S:
+            worker.stalls_s = self.random.choice([3.0, 8.0, 60.0, math.inf])
 
     def lose(self, worker: Worker) -> None:
         """Killed, or only cut off: a zombie goes on pushing until it is fenced."""
         if worker.cut or self.now > LAST_FAULT_S or self.finish is not None:
             return
-        self.deaths += 1
-        worker.cut = True
         worker.dead = self.random.random() < 0.6
-        del self.workers[worker.number]
-        self.unfenced[worker.number, worker.incarnation + 1] = list(worker.tasks)
-        for evaluation, who in list(self.evaluating.items()):
-            if who == worker.number:
-                del self.evaluating[evaluation]
+        self.cut(worker)
         again_s = self.delay() + self.random.choice([0.0, 0.5])
         if self.random.random() < 0.3:  # the new session is there before the loss is noticed
             self.join(worker.number)
         else:
             self.after(again_s, lambda: self.join(worker.number))
             self.feed(e.WorkerLost(worker.number, worker.incarnation))
+
+    def cut(self, worker: Worker) -> None:
+        self.deaths += 1
+        worker.cut = True
+        del self.workers[worker.number]
+        self.unfenced[worker.number, worker.incarnation + 1] = list(worker.tasks)
+        self.drop_evaluations(worker.number)
+
+    def expel(self, expel: e.Expel) -> None:
+        """The coordinator ends the session; if it was only slow, it goes on as a zombie."""
+        worker = self.workers[expel.worker]
+        assert worker.incarnation == expel.incarnation
+        news_s = 1.0  # may be on their way
+        assert self.now < worker.hung_until + news_s, f"{expel}, but it is at work"
+        self.cut(worker)
+        lost = e.WorkerLost(worker.number, worker.incarnation)
+        self.after(self.delay(), lambda: self.feed(lost))
+        self.after(self.delay(), lambda: self.join(worker.number))
 
     # ── messages ───────────────────────────────────────────────────────────────────────────────
 
@@ -197,8 +223,11 @@ class Simulation:
         worker = self.workers.get(event.worker)
         if worker is None or worker.incarnation != event.incarnation:
             return
+        self.drop_evaluations(event.worker)
+
+    def drop_evaluations(self, number: int) -> None:
         for evaluation, who in list(self.evaluating.items()):
-            if who == event.worker:
+            if who == number:
                 del self.evaluating[evaluation]
 
     # ── decisions ──────────────────────────────────────────────────────────────────────────────
@@ -226,6 +255,8 @@ class Simulation:
                 self.granted(decision)
             case e.Evaluate():
                 self.evaluate(decision)
+            case e.Expel():
+                self.expel(decision)
             case e.Fence():
                 self.after(self.delay(), lambda: self.fence(decision))
             case e.Drain():
@@ -242,6 +273,7 @@ class Simulation:
                 self.check_record(decision)
             case e.Finish():
                 self.finish = decision
+                assert self.now < self.stopped_s + STOP_S, "it does not stop when asked"
 
     def unfenced_writers(self) -> bool:
         return self.machine.phase is Phase.INITIALISING and bool(self.machine._fences)
@@ -321,6 +353,9 @@ class Simulation:
 
     def busy(self, worker: Worker, for_s: float, then: Callable[[], None]) -> None:
         worker.busy = True
+        if worker.stalls_s:
+            for_s, worker.stalls_s = for_s + worker.stalls_s, 0.0
+            worker.hung_until = self.now + for_s
 
         def done() -> None:
             worker.busy = False
@@ -328,7 +363,8 @@ class Simulation:
                 then()
                 self.work(worker)
 
-        self.after(for_s, done)
+        if for_s < math.inf:
+            self.after(for_s, done)
 
     def evaluated(self, worker: Worker) -> None:
         evaluate = worker.evaluations.pop(0)
@@ -417,7 +453,7 @@ def check(seed: int) -> e.Finish:
         limit = convergence.limit(
             until, epochs=finish.epochs, steps=finish.steps, elapsed_s=simulation.now
         )
-        assert simulation.stopped or limit
+        assert simulation.stopped or limit or "no worker could" in finish.reason
     if until.max_epochs is not None and not simulation.stopped:
         assert finish.epochs <= until.max_epochs
     if until.max_steps is not None and not simulation.deaths:
@@ -537,6 +573,22 @@ def overrun_max_steps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Training, "_batches_left", lambda self, queue: None)
 
 
+def never_find_out_who_hangs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Training, "_find_hung", lambda self: None)
+
+
+def take_the_slow_for_hung(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(patience, "batch_s", lambda usual_s: 0.15)
+
+
+def wait_for_a_hung_worker_to_drain(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Training, "_drained_by_s", lambda self, member: math.inf)
+
+
+def wait_for_a_judge_when_asked_to_stop(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(patience, "STOP_S", math.inf)
+
+
 def finish_twice(patch: pytest.MonkeyPatch) -> None:
     finish = Training._finish
 
@@ -562,6 +614,10 @@ def finish_twice(patch: pytest.MonkeyPatch) -> None:
         evaluate_twice_at_once,
         start_before_the_model_is_loaded,
         overrun_max_steps,
+        never_find_out_who_hangs,
+        take_the_slow_for_hung,
+        wait_for_a_hung_worker_to_drain,
+        wait_for_a_judge_when_asked_to_stop,
         finish_twice,
     ],
 )

@@ -276,3 +276,13 @@ def test_speed_forgets_the_past() -> None:
     for _ in range(60):
         end(queue, 0, must_lease(queue, 0), rate=10_000)
     assert size(must_lease(queue, 0)) == pytest.approx(TASK_S * 10_000, rel=0.1)
+
+
+def test_a_batch_takes_what_it_took_or_what_it_takes_the_slowest() -> None:
+    queue = queue_of(1000, 10, 3)
+    assert queue.batch_s(0) is None
+    end(queue, 0, must_lease(queue, 0), rate=100.0)
+    end(queue, 1, must_lease(queue, 1), rate=20.0)
+    assert [queue.batch_s(worker) for worker in range(4)] == [0.1, 0.5, 0.5, 0.5]
+    queue.leave(1)  # and comes back
+    assert queue.batch_s(1) == 0.5

@@ -7,9 +7,10 @@ changed them. Commands (a worker is a number; `@2` is its incarnation, otherwise
     run KEY=VALUE…              until: accuracy loss max_epochs max_steps max_time; batch, every
     at SECONDS                  what follows happens at that time
     up 0 1 …                    join, prepare, configure, initialise: decisions are left out
-    joined|lost|initialised|drained WORKER[@INCARNATION]
+    joined|lost|moved|initialised|drained WORKER[@INCARNATION]
     prepared WORKER [examples=…] [digest=…] [W=4x2]
-    report WORKER TASK upto=… [steps=…] [examples=…] [loss=…] [nonfinite=STREAK:TENSOR]
+    report WORKER TASK upto=… [steps=…] [examples=…] [each=SECONDS] [loss=…]
+        [nonfinite=STREAK:TENSOR]
     evaluated WORKER ID accuracy=… loss=…
     fenced WORKER INCARNATION
     configured | frozen | thawed | exported | tick | stop WHY… | failed WORKER ERROR… | broken WHY…
@@ -128,7 +129,7 @@ def report(script: Script, words: list[str]) -> e.Event:
         examples=examples,
         loss_sum=float(given.get("loss", 1)) * examples,
         loss_count=examples,
-        compute_s=steps * 0.02,
+        compute_s=steps * float(given.get("each", 0.02)),
         nonfinite_streak=int(streak),
         nonfinite_where=tensor,
     )
@@ -150,6 +151,7 @@ EVENTS: dict[str, Callable[[Script, list[str]], e.Event]] = {
     "evaluated": evaluated,
     "failed": failed,
     "lost": lambda script, words: e.WorkerLost(*script.who(words[0])),
+    "moved": lambda script, words: e.Moved(*script.who(words[0])),
     "initialised": lambda script, words: e.Initialised(*script.who(words[0])),
     "drained": lambda script, words: e.Drained(*script.who(words[0])),
     "fenced": lambda script, words: e.Fenced(int(words[0]), int(words[1])),
@@ -178,6 +180,8 @@ def render(decision: e.Decision) -> Iterator[str]:
             yield f"grant worker/{worker} task {task.id}: {where}"
         case e.Evaluate(worker, evaluation, frozen):
             yield f"evaluate worker/{worker} #{evaluation}" + (" frozen" if frozen else "")
+        case e.Expel(worker, incarnation, why):
+            yield f"expel worker/{worker}@{incarnation}: {why}"
         case e.Fence(worker, incarnation):
             yield f"fence worker/{worker} below {incarnation}"
         case e.ConfigureShards():
