@@ -108,7 +108,7 @@ class Coordinator(CoordinatorServicer):
         self._forming = False
         self._epoch = 0
         self._run: Run | None = None
-        self._lease: tuple[str, float] | None = None  # holder, when it ends
+        self._lease_ends_s: float | None = None
         self._background: set[asyncio.Task[Any]] = set()
 
     # ── the agent ──
@@ -125,7 +125,7 @@ class Coordinator(CoordinatorServicer):
 
             self._run.feed(StopRequested(str(message.get("why", "asked to finish"))))
         elif kind == "lease":
-            await self._relay(str(message.get("holder", "")), float(message["seconds"]))
+            await self._relay(float(message["seconds"]))
 
     async def _form(self, servers: tuple[str, ...], workers: int) -> None:
         self._workers = workers
@@ -173,12 +173,12 @@ class Coordinator(CoordinatorServicer):
         ends = {"process": process, "to": to, "address": address}
         self._line.send({"type": "unreachable", **ends, "why": why, "kind": kind})
 
-    async def _relay(self, holder: str, seconds: float) -> None:
-        self._lease = (holder, time.monotonic() + seconds)
+    async def _relay(self, seconds: float) -> None:
+        self._lease_ends_s = time.monotonic() + seconds
         for member in self._members.values():
             member.outbox.put_nowait(pb.FromCoordinator(lease=pb.Lease(seconds=seconds)))
         if self._peers is not None:
-            request = pb.RenewLeaseRequest(seconds=seconds, holder=holder)
+            request = pb.RenewLeaseRequest(seconds=seconds)
             self._keep(asyncio.create_task(self._peers.tell("RenewLease", request)))
 
     def _keep(self, task: asyncio.Task[Any]) -> None:
@@ -299,8 +299,8 @@ class Coordinator(CoordinatorServicer):
         self._members[worker] = member
         welcome = pb.Welcome(incarnation=member.incarnation)
         member.outbox.put_nowait(pb.FromCoordinator(welcome=welcome))
-        if self._lease is not None:
-            seconds = max(0.0, self._lease[1] - time.monotonic())
+        if self._lease_ends_s is not None:
+            seconds = max(0.0, self._lease_ends_s - time.monotonic())
             member.outbox.put_nowait(pb.FromCoordinator(lease=pb.Lease(seconds=seconds)))
         self._tell_servers(member)
         if self._run is not None:

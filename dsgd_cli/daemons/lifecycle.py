@@ -39,10 +39,8 @@ class Setup:
     cluster: str
     cluster_id: str
     bind: str
-    advertise: str
     tls: Mapping[str, str]
     results: str
-    workers: int
 
     def __repr__(self) -> str:
         return f"Setup({self.process} of {self.cluster}/{self.cluster_id})"
@@ -54,10 +52,8 @@ class Setup:
             cluster=message["cluster"],
             cluster_id=message["cluster_id"],
             bind=message["bind"],
-            advertise=message["advertise"],
             tls=message["tls"],
             results=message.get("results", ""),
-            workers=int(message.get("workers", 0)),
         )
 
 

@@ -111,8 +111,8 @@ class Run:
                 setattr(wire, "pass", task.epoch)
                 grant = pb.Grant(epoch=self.epoch, task=wire)
                 self._to_worker(worker, pb.FromCoordinator(grant=grant))
-            case ev.Evaluate(worker, evaluation_id, frozen):
-                evaluate = pb.Evaluate(epoch=self.epoch, evaluation=evaluation_id, frozen=frozen)
+            case ev.Evaluate(worker, evaluation_id):
+                evaluate = pb.Evaluate(epoch=self.epoch, evaluation=evaluation_id)
                 self._to_worker(worker, pb.FromCoordinator(evaluate=evaluate))
             case ev.Drain(worker):
                 self._to_worker(worker, pb.FromCoordinator(drain=pb.Drain(epoch=self.epoch)))

@@ -94,14 +94,12 @@ class FromCoordinator(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., servers: _Optional[_Union[Servers, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., initialise: _Optional[_Union[Initialise, _Mapping]] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., run_over: _Optional[_Union[RunOver, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("cluster_id", "worker", "pid")
+    __slots__ = ("cluster_id", "worker")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
-    PID_FIELD_NUMBER: _ClassVar[int]
     cluster_id: str
     worker: int
-    pid: int
-    def __init__(self, cluster_id: _Optional[str] = ..., worker: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+    def __init__(self, cluster_id: _Optional[str] = ..., worker: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("steps",)
@@ -140,12 +138,10 @@ class Unreachable(_message.Message):
     def __init__(self, server: _Optional[int] = ..., address: _Optional[str] = ..., why: _Optional[str] = ..., kind: _Optional[str] = ...) -> None: ...
 
 class Lease(_message.Message):
-    __slots__ = ("seconds", "holder")
+    __slots__ = ("seconds",)
     SECONDS_FIELD_NUMBER: _ClassVar[int]
-    HOLDER_FIELD_NUMBER: _ClassVar[int]
     seconds: float
-    holder: str
-    def __init__(self, seconds: _Optional[float] = ..., holder: _Optional[str] = ...) -> None: ...
+    def __init__(self, seconds: _Optional[float] = ...) -> None: ...
 
 class Prepare(_message.Message):
     __slots__ = ("epoch", "run_id", "seed", "train_json", "workers")
@@ -249,14 +245,12 @@ class Drained(_message.Message):
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
 class Evaluate(_message.Message):
-    __slots__ = ("epoch", "evaluation", "frozen")
+    __slots__ = ("epoch", "evaluation")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
-    FROZEN_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     evaluation: int
-    frozen: bool
-    def __init__(self, epoch: _Optional[int] = ..., evaluation: _Optional[int] = ..., frozen: _Optional[bool] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., evaluation: _Optional[int] = ...) -> None: ...
 
 class Evaluated(_message.Message):
     __slots__ = ("epoch", "evaluation", "metrics")
@@ -501,12 +495,10 @@ class ExportReply(_message.Message):
     def __init__(self, path: _Optional[str] = ..., bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class RenewLeaseRequest(_message.Message):
-    __slots__ = ("seconds", "holder")
+    __slots__ = ("seconds",)
     SECONDS_FIELD_NUMBER: _ClassVar[int]
-    HOLDER_FIELD_NUMBER: _ClassVar[int]
     seconds: float
-    holder: str
-    def __init__(self, seconds: _Optional[float] = ..., holder: _Optional[str] = ...) -> None: ...
+    def __init__(self, seconds: _Optional[float] = ...) -> None: ...
 
 class RenewLeaseReply(_message.Message):
     __slots__ = ()
