@@ -119,6 +119,7 @@ def test_a_limit_before_the_target_is_11_and_0_when_allowed(user: User) -> None:
     user.write(DIGITS.replace("max_epochs: 100", "max_epochs: 1"))
     run = user.dsgd("train", "--json", "cluster.yaml")
     assert (run.code, run.summary["outcome"]) == (11, "stopped")
+    assert run.lines[-1] == run.summary  # the last line, whatever the exit code
     assert (user.folder / run.summary["run_dir"] / "model.safetensors").exists()
     assert user.dsgd("train", "--json", "--allow-unconverged", "cluster.yaml").code == 0
     user.assert_nothing_left()
