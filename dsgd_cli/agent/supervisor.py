@@ -124,6 +124,8 @@ class Agent:
         now = now_s()
         self._store.tick(now)
         self._fleet.tick(now)
+        if self._fleet.ended is not None:
+            return
         wait_s = min(LONGEST_WAIT_S, (self._fleet.next_s() or now + LONGEST_WAIT_S) - now)
         if not ending:
             wait_s = min(wait_s, self._lease.remaining_s)

@@ -155,24 +155,21 @@ class Host:
 
         return paths.run_dir(cluster)
 
-    def start_agent(self, cluster: str = "lab", lease_s: float = 60.0, **more: Any) -> int:
+    def start_agent(self, **more: Any) -> int:
         remote = self.connect()
-        request = {"cluster": cluster, "cluster_id": ID, "host": "here", "host_id": "x"}
-        ok = remote.call("start_agent", **{**request, "spec": {}, "lease_s": lease_s, **more})
+        pid = start_agent(remote, **more)
         remote.close()
-        pid: int = ok["pid"]
         return pid
 
     def attach(self, cluster: str = "lab", logs: bool = False) -> Lines:
         """A subscribed link to the agent."""
-        link = self.connect()
-        link.call("attach", cluster=cluster)
-        link.call("subscribe", logs=logs)
-        return link
+        return attach(self.connect(), cluster, logs)
 
-    def agent(self, logs: bool = False, **start: Any) -> Lines:
-        self.start_agent(**start)
-        return self.attach(logs=logs)
+    def agent(self, logs: bool = False, **more: Any) -> Lines:
+        """A new agent and a link to it, over one connection."""
+        remote = self.connect()
+        start_agent(remote, **more)
+        return attach(remote, "lab", logs)
 
     def members(self) -> list[int]:
         """Everything that carries a mark of our folders."""
@@ -192,6 +189,18 @@ class Host:
             if not found:
                 break
             time.sleep(0.02)
+
+
+def start_agent(remote: Lines, **more: Any) -> int:
+    request = {"cluster": "lab", "cluster_id": ID, "host": "here", "spec": {}, "lease_s": 60.0}
+    pid: int = remote.call("start_agent", **{**request, **more})["pid"]
+    return pid
+
+
+def attach(remote: Lines, cluster: str, logs: bool) -> Lines:
+    remote.call("attach", cluster=cluster)
+    remote.call("subscribe", logs=logs)
+    return remote
 
 
 def start(link: Lines, process: str, behaviour: str = "", **more: Any) -> int:
