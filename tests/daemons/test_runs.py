@@ -252,6 +252,23 @@ def test_a_limit_ends_a_run_whose_worker_sleeps_for_ever(
 
 
 @pytest.mark.slow
+def test_a_worker_that_hangs_is_started_again_and_no_example_is_lost(
+    new_cluster: NewCluster, tmp_path: Path
+) -> None:
+    """Its session is alive all the time: its step counter tells."""
+    made = new_cluster()
+    model = written(tmp_path, "model.py", models.HANGS)
+    run = made.run({"model": model, "until": {"max_epochs": 2}})
+    made.coordinator.wait_for("record", 45, where=lambda m: event(m) == "hung")
+    failed = made.children["worker/0"].wait_for("failed", 5)
+    assert "worker/0 hangs: it has done nothing for 30 s" in failed["error"]
+    made.restart(0)
+    assert made.finished(run, 30)["outcome"] == "converged"
+    assert [of_worker(made, 1, "hung"), len(of_worker(made, 0, "hung"))] == [[], 1]
+    assert [epoch["distinct"] for epoch in made.records("epoch")] == [EXAMPLES] * 2
+
+
+@pytest.mark.slow
 def test_a_limit_ends_a_run_whose_only_worker_is_frozen(
     new_cluster: NewCluster, tmp_path: Path
 ) -> None:
