@@ -909,11 +909,6 @@ class SshStream:
             raise self._broken(None)  # a broken connection is never taken for the end
         return data
 
-    def close_write(self) -> None:
-        if not self._closed:
-            with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
-                self.channel.shutdown_write()
-
     def stderr_tail(self) -> str:
         self.drain_stderr()
         return self._tail.decode("utf-8", "replace")[-STDERR_TAIL_BYTES:]
