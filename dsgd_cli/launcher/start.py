@@ -109,7 +109,6 @@ def _start_command(running: Running, step: StartProcess, authority: Authority) -
     """The agent's `start` command for one process."""
     cluster, host = running.cluster, step.host
     role, _ = names.split_process(step.process)
-    address = running.addresses[host]
     return {
         "process": step.process,
         "argv": daemon_argv(running, host, step.process),
@@ -119,11 +118,9 @@ def _start_command(running: Running, step: StartProcess, authority: Authority) -
             "process": step.process,
             "cluster": cluster.spec.name,
             "cluster_id": running.cluster_id,
-            "bind": address.bind,
-            "advertise": address.advertise,
+            "bind": running.addresses[host].bind,
             "tls": authority.issue(step.process),
             "results": f"{running.observed[host].state}/results/{cluster.spec.name}",
-            "workers": cluster.spec.workers.count,
         },
     }
 
