@@ -24,8 +24,10 @@ from dsgd_cli.contract.errors import (
     HostError,
     HostKeyRejected,
 )
-from dsgd_cli.transport import ssh
 from dsgd_cli.transport.ssh import SshTransport
+from dsgd_cli.transport.ssh.dial import DEAD_PEER_S, KEEPALIVE_AFTER_S, KEEPALIVE_EVERY_S
+from dsgd_cli.transport.ssh.line import Line
+from dsgd_cli.transport.ssh.transport import RETRY_PAUSES_S
 from tests.ssh.hosts import PYTHON, Host, Hosts, KeyPair, make_key, require, write_key
 
 pytestmark = pytest.mark.ssh
@@ -187,6 +189,17 @@ def test_servers_with_several_keys_and_another_port(home: Path) -> None:
             say_hello(host_key=make_key().fingerprint)
         with refused(HostKeyRejected, remedy=f"ssh-keyscan -p 2222 {host.address}"):
             say_hello()
+
+
+def test_a_server_whose_host_keys_are_all_of_no_use(home: Path) -> None:
+    require()
+    sha1_only = ["HostKeyAlgorithms ssh-rsa"]
+    with Hosts(1, host_key_kinds=("rsa",), sshd_options=sha1_only) as hosts:
+        hosts.make_home(home)
+        transport = SshTransport("gpu1", hosts[0].address)
+        with refused(HostKeyRejected, "has no host key that dsgd can use", remedy="ssh-ed25519"):
+            transport.open(["true"])
+        transport.close()
 
 
 def test_a_known_host_that_shows_a_key_of_another_type(
@@ -372,8 +385,8 @@ def test_a_server_that_wants_a_password(home: Path) -> None:
 
 
 def test_a_closed_port(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sum(ssh.RETRY_PAUSES_S) < 5
-    monkeypatch.setattr(ssh, "RETRY_PAUSES_S", (0.01, 0.01, 0.01))
+    assert sum(RETRY_PAUSES_S) < 5
+    monkeypatch.setattr("dsgd_cli.transport.ssh.transport.RETRY_PAUSES_S", (0.01, 0.01, 0.01))
     with refused(ConnectFailed, ":2 refuses connections", within_s=2, remedy="start sshd"):
         connect(port=2).open(["true"])
 
@@ -460,7 +473,7 @@ def test_a_server_that_accepts_and_says_nothing(connect: Connect) -> None:
 def test_a_server_that_is_not_ssh(
     connect: Connect, says: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh, "RETRY_PAUSES_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("dsgd_cli.transport.ssh.transport.RETRY_PAUSES_S", (0.01, 0.01, 0.01))
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.1)
         port, stop = server.getsockname()[1], threading.Event()
@@ -523,7 +536,7 @@ def test_eight_handshakes_at_most_are_in_flight(
 ) -> None:
     """Whatever the number of hosts: they cost processor time here, and sshd's patience there."""
     lock, inside, most = threading.Lock(), 0, 0
-    negotiate = ssh._negotiate
+    negotiate = Line.negotiate
 
     def counted(*arguments: Any) -> None:
         nonlocal inside, most
@@ -537,7 +550,7 @@ def test_eight_handshakes_at_most_are_in_flight(
             with lock:
                 inside -= 1
 
-    monkeypatch.setattr(ssh, "_negotiate", counted)
+    monkeypatch.setattr(Line, "negotiate", counted)
     transports = [SshTransport("gpu1", shared_hosts[i % 2].address) for i in range(20)]
     names: list[bytes] = []
     threads = [
@@ -585,16 +598,17 @@ def test_more_streams_than_sessions(connect: Connect) -> None:
 
 
 def test_dead_peers_are_noticed_within_15_seconds() -> None:
-    assert ssh.KEEPALIVE_AFTER_S + 3 * ssh.KEEPALIVE_EVERY_S < 15
-    assert ssh.DEAD_PEER_S < 15
+    assert KEEPALIVE_AFTER_S + 3 * KEEPALIVE_EVERY_S < 15
+    assert DEAD_PEER_S < 15
 
 
 def test_a_pulled_cable_is_noticed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether one only reads, only waits or writes; each on a connection of its own."""
     require()
-    monkeypatch.setattr(ssh, "DEAD_PEER_S", 2)  # the same mechanism, only sooner
-    monkeypatch.setattr(ssh, "KEEPALIVE_AFTER_S", 1)
-    monkeypatch.setattr(ssh, "KEEPALIVE_EVERY_S", 1)
+    # the same mechanism, only sooner
+    monkeypatch.setattr("dsgd_cli.transport.ssh.dial.DEAD_PEER_S", 2)
+    monkeypatch.setattr("dsgd_cli.transport.ssh.dial.KEEPALIVE_AFTER_S", 1)
+    monkeypatch.setattr("dsgd_cli.transport.ssh.dial.KEEPALIVE_EVERY_S", 1)
     with Hosts(1) as hosts:
         hosts.make_home(home)
         transports = [SshTransport("gpu1", hosts[0].address) for _ in range(3)]
@@ -650,7 +664,7 @@ def test_a_connection_that_broke_unseen_is_replaced(connect: Connect, host: Host
     for _ in range(10):
         stream = transport.open(["cat"])
         assert transport._connection is not None
-        transport._connection._transport.sock.shutdown(socket.SHUT_RDWR)  # it will find out
+        transport._connection._line.sock.shutdown(socket.SHUT_RDWR)  # it will find out
         assert hello(transport) == host.name.encode()
         stream.close()
 
@@ -659,7 +673,7 @@ def test_a_server_that_stops_answering_is_not_waited_for(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require()
-    monkeypatch.setattr(ssh, "CHANNEL_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("dsgd_cli.transport.ssh.connection.CHANNEL_TIMEOUT_S", 0.5)
     with Hosts(1) as hosts:
         hosts.make_home(home)
         transport = SshTransport("gpu1", hosts[0].address)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dsgd_cli.transport import known_hosts
-from dsgd_cli.transport.known_hosts import Verdict
+from dsgd_cli.transport.ssh import known_hosts
+from dsgd_cli.transport.ssh.known_hosts import Verdict
 
 KEY, OTHER = b"\0\0\0\x0bssh-ed25519 one", b"\0\0\0\x0bssh-ed25519 two"
 TEXT, OTHER_TEXT = (base64.b64encode(key).decode() for key in (KEY, OTHER))
