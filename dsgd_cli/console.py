@@ -8,14 +8,15 @@ that has gone away (SIGHUP) is not an error.
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import re
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from dsgd_cli.contract.durations import format_duration
@@ -24,7 +25,6 @@ from dsgd_cli.contract.errors import DsgdError
 SCHEMA = {"type": "version", "schema": "dsgd/1"}
 REDRAW_S = 0.2
 PLAIN_S = 10.0
-CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 COLOURS = {"coordinator": "35", "server": "34", "worker": "36"}
 
 Message = Mapping[str, Any]
@@ -43,8 +43,8 @@ class Console:
         self.as_json = as_json
         self.reader_is_gone = False  # of stdout
         self._logs_are_results = logs_are_results
-        self._out = out or sys.stdout
-        self._err = err or sys.stderr
+        self._out = out or sys.stdout or io.StringIO()  # None: the shell closed it
+        self._err = err or sys.stderr or io.StringIO()
         self._lock = threading.RLock()  # a signal handler may print in the middle of printing
         self._live = self._err.isatty() and os.environ.get("TERM", "") != "dumb" and not as_json
         self._colour = _wants_colour(self._err)
@@ -123,9 +123,10 @@ class Console:
         lines = [summary_line(summary)]
         if summary.get("model"):
             lines.append(f"model: {summary['model']}")
-        lines.append(f"metrics and logs: {summary['run_dir']}/")
+        if Path(summary["run_dir"]).exists():
+            lines.append(f"metrics and logs: {summary['run_dir']}/")
         if kept:
-            lines.append("the cluster is still up (--keep): `dsgd down` stops it")
+            lines.append("the cluster is still up (--keep): `dsgd down FILE` stops it")
         elif receipt is not None:
             lines.append(str(receipt))
         if not self.as_json:
@@ -199,21 +200,24 @@ class Console:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters (but tab and newline) written as escapes."""
-    return CONTROL.sub(
-        lambda match: "\n" if match[0] == "\n" else match[0].encode("unicode_escape").decode(),
-        text,
+    """`text` with all that moves a cursor or turns text around (but tab, newline) as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in "\t\n" else char.encode("unicode_escape").decode()
+        for char in text
     )
 
 
 def progress_line(message: Message) -> str:
-    """`step 1240  epoch 12  41.2k examples/s  loss 0.113  accuracy 0.958  1.8s of 10m`."""
-    parts = [f"step {message.get('step', 0)}", f"epoch {message.get('epoch', 0)}"]
-    parts.append(f"{_short(float(message.get('examples_per_s') or 0))} examples/s")
+    """`step 1240  loss 0.113  accuracy 0.958  41.2k examples/s  epoch 12  1.8s`; cut at the end."""
+    parts = [f"step {message.get('step', 0)}"]
     if message.get("loss") is not None:
         parts.append(f"loss {float(message['loss']):.4f}")
     if message.get("value") is not None and message.get("metric") not in (None, "loss"):
         parts.append(f"{message['metric']} {float(message['value']):.4f}")
+    parts.append(f"{_short(float(message.get('examples_per_s') or 0))} examples/s")
+    parts.append(f"epoch {message.get('epoch', 0)}")
     parts.append(f"{float(message.get('elapsed_s') or 0):.1f}s")
     limits = message.get("limits") or {}
     if limits:
@@ -232,7 +236,10 @@ def _limit(name: str, value: float) -> str:
 
 def summary_line(summary: Message) -> str:
     """`converged  accuracy 0.9722  at step 900, epoch 20, in 1.4s   2 workers, 2 servers ...`."""
-    parts = [str(summary["outcome"])]
+    outcome, reason = str(summary["outcome"]), str(summary.get("reason") or "")
+    if outcome == "converged" and reason.endswith("reached"):  # there was no target to converge to
+        outcome = f"finished ({reason})"
+    parts = [outcome]
     if summary.get("value") is not None:
         parts.append(f"{summary['metric']} {float(summary['value']):.4f}")
     if summary.get("loss") is not None and summary.get("metric") != "loss":

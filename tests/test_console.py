@@ -17,7 +17,8 @@ def consoles(as_json: bool = False) -> tuple[Console, io.StringIO, io.StringIO]:
 
 
 @pytest.mark.parametrize(
-    "evil", ["\x1b]52;c;ZXZpbA==\x07", "\x1b[2J\x1b[1;1H", "a\rb", "\x9b31m", "\x08\x08"]
+    "evil",
+    ["\x1b]52;c;ZXZpbA==\x07", "\x1b[2J\x1b[1;1H", "a\rb", "\x9b31m", "\x08\x08", "\u202e\u2028"],
 )
 def test_no_control_character_of_a_log_line_reaches_the_terminal(evil: str) -> None:
     console, _, err = consoles()
@@ -76,7 +77,7 @@ def test_a_progress_line_says_what_users_ask() -> None:
         "limits": {"accuracy": 0.97, "max_epochs": 50, "max_time_s": 600.0},
     }
     assert progress_line(message) == (
-        "step 1240  epoch 12  41.2k examples/s  loss 0.1134  accuracy 0.9580  1.8s"
+        "step 1240  loss 0.1134  accuracy 0.9580  41.2k examples/s  epoch 12  1.8s"
         "  until accuracy 0.97, epoch 50, 10m"
     )
 

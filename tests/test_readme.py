@@ -11,7 +11,7 @@ import pytest
 from dsgd_cli.contract import errors
 from dsgd_cli.launcher.describe import fields_table
 from dsgd_cli.launcher.load import load
-from dsgd_cli.learning.adapters import load_model
+from dsgd_cli.learning.adapters import forget, load_model
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -62,3 +62,4 @@ def test_the_model_contract_example_has_the_right_gradient(tmp_path: Path) -> No
             moved[name][at] += step
             values.append(model.gradients(moved, x, y, scratch))
         assert out[name][at] == pytest.approx((values[0] - values[1]) / 2e-6, abs=1e-6)
+    forget()

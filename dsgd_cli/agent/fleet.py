@@ -169,7 +169,7 @@ class Fleet:
         delay_s = None
         if self._stopping:
             process.state = "stopped"
-        elif exit.status == 0:
+        elif exit.status == 0 and not process.plan.restart:
             process.state = "exited"
         else:
             if process.plan.restart:

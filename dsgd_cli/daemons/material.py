@@ -42,6 +42,8 @@ def load(train: Mapping[str, Any], seed: int, files: Files) -> Material:
     paths = {what: _path(train[what], files.get(what)) for what in ("model", "data")}
     model = load_model(*_reference(train["model"]), paths["model"])
     data = load_data(*_reference(train["data"]), paths["data"]).as_dtype(dtype)
+    for array in (data.x, data.y, data.x_test, data.y_test):
+        array.flags.writeable = False  # a model that changes its input fails on its own line
     return Material(
         model=model,
         data=data,

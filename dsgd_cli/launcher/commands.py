@@ -177,7 +177,10 @@ def look(spec: ClusterSpec, screen: Screen) -> Status:
         _, errors = attempt(cluster.used, one, phase="status", deadline_s=20.0)
     finally:
         cluster.close()
-    return Status(spec.name, tuple(_entries(cluster, found, errors)), errors, _outlook(found))
+    said = _outlook(found)
+    if errors:
+        said += f"; {len(errors)} hosts do not answer"
+    return Status(spec.name, tuple(_entries(cluster, found, errors)), errors, said)
 
 
 def _entries(
@@ -217,7 +220,7 @@ def _outlook(found: dict[str, tuple[ObservedHost, Message]]) -> str:
     """When it ends by itself, in words."""
     leases = [hello["lease"] for _, hello in found.values() if hello.get("lease")]
     if not leases:
-        return "nothing runs"
+        return "nothing runs where anybody answers" if not found else "nothing runs"
     remaining = min(float(lease["remaining_s"]) for lease in leases)
     at = time.strftime("%H:%M:%S", time.localtime(time.time() + remaining))
     if any(lease["holder"] == "launcher" for lease in leases):

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dsgd_cli.contract.errors import ConnectFailed, DsgdError, TeardownIncomplete
+from dsgd_cli.contract.names import PROCESS
 from dsgd_cli.launcher.cluster import Cluster
+from dsgd_cli.launcher.observe import Wanted, observe
 from dsgd_cli.launcher.parallel import attempt
 from dsgd_cli.launcher.remote import Message
 
@@ -61,14 +63,21 @@ def take_down(
     """
     known = dict(known_errors or {})
 
-    def one(host: str) -> tuple[Message, Message]:
-        return _take_down_host(cluster, host, grace_s, purge)
-
-    chosen = [host for host in hosts or cluster.hosts if host not in known]
-    results, errors = attempt(chosen, one, phase="down", deadline_s=deadline_s)
-    errors = {**known, **errors}
+    began = time.monotonic()
+    chosen = [h for h in (cluster.hosts if hosts is None else hosts) if h not in known]
+    # Count on all hosts before anything is stopped on any: the rest of a cluster may go by itself.
+    before, lost = attempt(
+        chosen, lambda host: _living(cluster, host), phase="down", deadline_s=deadline_s
+    )
+    results, errors = attempt(
+        before,
+        lambda host: _take_down_host(cluster, host, grace_s, purge),
+        phase="down",
+        deadline_s=max(0.5, deadline_s - (time.monotonic() - began)),
+    )
+    errors = {**known, **lost, **errors}
     left: list[str] = []
-    for host, (_, found) in results.items():
+    for host, found in results.items():
         left += [
             f"{host}: process {entry['pid']} {entry.get('process') or entry.get('cmdline')}"
             for entry in found["left"]
@@ -77,36 +86,46 @@ def take_down(
     for host, error in errors.items():
         left.append(_unreachable(cluster, host, error, (lease_ends or {}).get(host)))
     return Receipt(
-        stopped=sum(int(done["stopped"]) for done, _ in results.values()),
+        stopped=sum(before[host] - len(found["left"]) for host, found in results.items()),
         left=tuple(left),
         results=tuple(
             f"{host}:{entry['path']}"
-            for host, (_, found) in results.items()
+            for host, found in results.items()
             for entry in found.get("results") or ()
         ),
         placed=len(cluster.placed),
     )
 
 
-def _take_down_host(
-    cluster: Cluster, host: str, grace_s: float, purge: bool
-) -> tuple[Message, Message]:
+def _living(cluster: Cluster, host: str) -> int:
+    """How many daemons of the cluster live on this host. Its connection stays open."""
     name = cluster.spec.name
-    remote = cluster.remotes.pop(host, None) or cluster.open(host)
     try:
-        try:
-            done = remote.call("teardown", cluster=name, grace_s=grace_s)
-        except ConnectFailed:  # an old connection, broken meanwhile: once more on a new one
-            remote.close()
-            remote = cluster.open(host)
-            done = remote.call("teardown", cluster=name, grace_s=grace_s)
+        remote = cluster.remotes.get(host) or cluster.open(host)
+        seen = observe(remote, name, Wanted())
+    except ConnectFailed:
+        if host not in cluster.remotes:
+            raise
+        cluster.remotes.pop(host).close()  # an old connection, broken meanwhile: a new one
+        remote = cluster.open(host)
+        seen = observe(remote, name, Wanted())
+    cluster.remotes[host] = remote
+    return sum(alive for process, alive in seen.processes.items() if PROCESS.fullmatch(process))
+
+
+def _take_down_host(cluster: Cluster, host: str, grace_s: float, purge: bool) -> Message:
+    """Stop everything there; what a fresh bootstrap finds afterwards."""
+    name = cluster.spec.name
+    remote = cluster.remotes.pop(host)
+    try:
+        remote.call("teardown", cluster=name, grace_s=grace_s)
         if purge:
             remote.call("purge", cluster=name)
     finally:
         remote.close()
     fresh = cluster.open(host)
     try:
-        return done, fresh.call("verify", cluster=name)
+        return fresh.call("verify", cluster=name)
     finally:
         fresh.close()
 

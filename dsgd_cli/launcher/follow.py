@@ -15,6 +15,7 @@ from dsgd_cli.launcher.start import unreachable
 from dsgd_cli.launcher.watch import Said, Screen, run_error
 
 STOP_TIMEOUT_S = 15.0  # from Ctrl-C to the end of the run; the coordinator needs less
+TELL_TIMEOUT_S = 3.0
 SILENCE_S = 12.0  # the coordinator says something at least every 2 s
 
 
@@ -44,7 +45,8 @@ def follow(running: Running, result: Result, screen: TrainScreen, metrics: IO[st
         if said.message.get("event") == "interrupt":
             why = str(said.message["why"])
             screen.note(f"{why}: stopping {running.cluster.spec.name} (again = kill now)")
-            running.tell(names.COORDINATOR, {"type": "finish", "why": why})
+            finish = {"type": "finish", "why": why}
+            running.tell(names.COORDINATOR, finish, timeout_s=TELL_TIMEOUT_S)
             stop_by = now + STOP_TIMEOUT_S
         elif said.process == names.COORDINATOR:
             heard_at = now
@@ -64,8 +66,8 @@ def _heard(
         metrics.write(json.dumps(message["record"]) + "\n")
     elif kind == "unreachable":
         raise ProcessDied(unreachable(message, running.host_of).message)
-    elif kind == "run_error":
-        raise run_error(message, running.host_of)
+    elif kind == "run_error":  # `finished` follows, with what there is to bring home
+        result.error = run_error(message, running.host_of)
     elif kind == "finished":
         return message
     return None

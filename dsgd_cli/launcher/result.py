@@ -10,6 +10,7 @@ from dsgd_cli.contract.errors import (
     DsgdError,
     Interrupted,
     ProcessDied,
+    SpecError,
     TargetMissed,
 )
 from dsgd_cli.contract.spec import ClusterSpec
@@ -40,6 +41,8 @@ class Result:
         """converged, stopped, diverged, failed or timeout."""
         if isinstance(self.error, Interrupted):
             return "timeout" if self.error.exit_code == TIMEOUT_CODE else "stopped"
+        if isinstance(self.error, ProcessDied | SpecError):
+            return "failed"
         if self.finished is not None:
             return str(self.finished["outcome"])
         return "failed"
@@ -78,6 +81,8 @@ class Result:
         """Turn the outcome and the receipt into the error that decides the exit code."""
         if self.error is None and self.finished is not None:
             self.error = verdict(self.finished, allow_unconverged)
+        for place in self.receipt.results if self.receipt else ():
+            self.warnings.append(f"not home: {place} (`dsgd down --purge` removes it)")
         try:
             if self.receipt is not None:
                 self.receipt.check()

@@ -52,10 +52,12 @@ class Running:
         cache = self.observed[host].cache
         return {what: self.needs.file_path(host, cache, what) for what in ("model", "data")}
 
-    def tell(self, process: str, message: Message, *, keep: bool = False) -> None:
+    def tell(
+        self, process: str, message: Message, *, keep: bool = False, timeout_s: float = 30.0
+    ) -> None:
         """Send a message to a process, through its agent."""
         link = self.links[self.host_of[process]]
-        link.call("tell", process=process, message=message, keep=keep)
+        link.call("tell", process=process, message=message, keep=keep, timeout_s=timeout_s)
 
     def tell_all(self, role: str, message: Callable[[str], Message], *, keep: bool) -> None:
         """Send each process of a role the message for its host."""

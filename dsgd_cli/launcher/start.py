@@ -17,11 +17,11 @@ from dsgd_cli.launcher.parallel import on_all
 from dsgd_cli.launcher.plan import StartProcess
 from dsgd_cli.launcher.remote import Message, Missing
 from dsgd_cli.launcher.running import Running
-from dsgd_cli.launcher.watch import Said, wait_for
+from dsgd_cli.launcher.watch import PROBE, Said, wait_for
 
 START_TIMEOUT_S = 30.0
 PROBE_TIMEOUT_S = 300.0  # it loads the user's data
-PROBE = "probe"
+FEW_SERVERS = 4  # that many can share the smallest of the built-in models
 CA_KEY = "ca.key"
 BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -29,10 +29,12 @@ BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 def probe(running: Running) -> None:
     """Try the user's own model and data on the first worker's host, before any server starts.
 
-    What is built in was checked with the description. Raises ProcessDied with the traceback.
+    What is built in was checked with the description, but for whether so many servers can share
+    it. Raises ProcessDied with the traceback, SpecError for too many servers.
     """
     spec = running.cluster.spec
-    if spec.train.model.kind == "builtin" and spec.train.data.kind == "builtin":
+    built_in = spec.train.model.kind == spec.train.data.kind == "builtin"
+    if built_in and spec.servers.count <= FEW_SERVERS:
         return
     host = running.host_of[names.process_name("worker", 0)]
     setup = {

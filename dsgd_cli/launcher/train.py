@@ -8,6 +8,7 @@ never held is never touched, and the summary is always written.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,9 @@ def train(spec: ClusterSpec, screen: TrainScreen, options: Options, phases: Phas
         finally:
             training.close()
     result.judge(options.allow_unconverged)
+    if result.finished is None and not training.touched:  # nothing was begun: no trace of it
+        shutil.rmtree(result.run_dir, ignore_errors=True)
+        return result
     with _files_are_ours():
         (result.run_dir / "summary.json").write_text(json.dumps(result.summary(), indent=1) + "\n")
     return result
@@ -92,6 +96,11 @@ class Training:
             self._result.error = interrupts.error()
         if bug is not None:
             raise bug
+
+    @property
+    def touched(self) -> bool:
+        """Whether anything was changed on any host."""
+        return bool(self._cluster.touched)
 
     def close(self) -> None:
         if self._running is not None:
@@ -161,7 +170,7 @@ class Training:
         if running is not None:
             with result.phases("collect"):
                 self._bring_logs(running)
-            if self._options.keep and result.error is None:
+            if self._options.keep and result.finished is not None:
                 self._leave_idle(running)
                 return
             running.watch.ending = True

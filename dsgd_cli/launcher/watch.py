@@ -18,8 +18,10 @@ from dsgd_cli.contract import names
 from dsgd_cli.contract.errors import DsgdError, ProcessDied, SpecError
 from dsgd_cli.launcher.remote import Message
 
+PROBE = "probe"
 TAIL_LINES = 20
 POLL_S = 0.5
+LAST_WORDS = "failed: "  # how a daemon's own account of its end begins in its log
 
 
 class Screen(Protocol):
@@ -110,7 +112,8 @@ class Watch:
     def _log(self, host: str, event: Message) -> None:
         lines = self._recent.setdefault(event["process"], deque(maxlen=TAIL_LINES))
         lines.append(event["line"])
-        self._screen.log_line(event["process"], host, event["line"], event["stream"])
+        if not event["line"].startswith(LAST_WORDS):  # they come again, as the error
+            self._screen.log_line(event["process"], host, event["line"], event["stream"])
 
     def _child(self, host: str, process: str, message: Message) -> Said | None:
         if message.get("type") == "failed":
@@ -130,7 +133,7 @@ class Watch:
 
     def _exited(self, host: str, event: Message) -> None:
         process = event["process"]
-        if self.ending or event.get("status") == 0:
+        if self.ending or (process == PROBE and event.get("status") == 0):
             return
         error = death(host, event, self._failures.pop(process, None))
         again = event.get("restart_in_s")

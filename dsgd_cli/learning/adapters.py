@@ -82,7 +82,7 @@ class Model:
         function = self.functions.gradients
         try:
             result = function(params, x, y, out=out) if self.takes_out else function(params, x, y)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             raise _raised(f"{self.name}: gradients", error) from error
         if not isinstance(result, tuple) or len(result) != 2:
             raise UserCodeError(f"{self.name}: gradients must return (loss, dict of arrays)")
@@ -111,7 +111,7 @@ class Model:
     def _call(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             raise _raised(f"{self.name}: {what}", error) from error
 
 
@@ -150,7 +150,7 @@ def load_data(
 def _loaded(name: str, load: Callable[[], Any]) -> Dataset:
     try:
         loaded = load()
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         raise _raised(f"{name}: load", error) from error
     if not isinstance(loaded, tuple | list) or len(loaded) != len(ARRAYS):
         many = len(loaded) if isinstance(loaded, tuple | list) else type(loaded).__name__
@@ -229,7 +229,7 @@ def _import_module(name: str, path: Path | None) -> ModuleType:
         sys.path.insert(0, str(path.parent))
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{name}.".startswith(f"{missing}."):
             raise UserCodeError(
@@ -259,7 +259,7 @@ def _import_file(path: Path) -> ModuleType:
     sys.dont_write_bytecode = True
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         del sys.modules[name]
         raise _raised(f"{path.name}: import", error) from error
     finally:

@@ -177,13 +177,16 @@ def test_the_last_words_come_before_the_exit(host: Host) -> None:
     assert link.call("hello")["processes"]["worker/0"]["state"] == "failed"
 
 
-def test_status_0_is_an_end_and_not_a_failure(host: Host) -> None:
+@pytest.mark.parametrize("restart", [False, True])
+def test_status_0_is_an_end_only_for_what_is_meant_to_end(host: Host, restart: bool) -> None:
     link = host.agent()
-    started(link, "probe", restart=True)
-    link.call("tell", process="probe", message={"type": "stop"})
+    started(link, "worker/0", restart=restart)
+    link.call("tell", process="worker/0", message={"type": "stop"})
     gone = link.event("exited")
-    assert gone["status"] == 0 and gone["restart_in_s"] is None
-    assert link.call("hello")["processes"]["probe"]["state"] == "exited"
+    assert gone["status"] == 0
+    assert (gone["restart_in_s"] is not None) == restart  # nobody asked a worker to leave
+    state = link.call("hello")["processes"]["worker/0"]["state"]
+    assert state in (("restarting", "starting", "ready") if restart else ("exited",))
 
 
 def test_what_cannot_be_started(host: Host) -> None:

@@ -93,3 +93,65 @@ def test_a_frozen_worker_is_killed_at_the_end(user: User) -> None:
     run = user.finish(process, timeout_s=40)
     assert run.code == 0, run.err
     user.assert_nothing_left()
+
+
+LEAVES = """
+import os
+import numpy as np
+
+calls = 0
+def init(rng, example): return {"w": np.zeros((64, 10))}
+def predict(params, x): return np.zeros((len(x), 10))
+def gradients(params, x, y):
+    global calls
+    calls += 1
+    if calls > 20:
+        os._exit(0)
+    return 0.5, {"w": np.zeros((64, 10))}
+"""
+
+
+def test_a_worker_that_leaves_with_status_0_is_not_taken_for_done(user: User) -> None:
+    process = begin(user, LONG.replace("max_epochs: 150", "max_time: 3s"))
+    user.finish(process)
+    user.write(LEAVES, "model.py")
+    run = user.dsgd("train", "--allow-unconverged", "--set", "train.model=model.py", timeout_s=90)
+    assert "exit status 0; its agent restarts it" in run.err
+    user.assert_nothing_left()
+
+
+SPOILS = """
+import numpy as np
+
+def init(rng, example): return {"w": np.zeros((64, 10))}
+def predict(params, x):
+    x /= 16
+    return x.reshape(len(x), -1) @ params["w"]
+def gradients(params, x, y): return 0.5, {"w": np.zeros((64, 10))}
+"""
+
+
+def test_a_model_that_changes_the_held_out_examples_fails_on_its_own_line(user: User) -> None:
+    user.write(LONG)
+    user.write(SPOILS, "model.py")
+    run = user.dsgd("train", "--set", "train.model=model.py")
+    assert run.code == 6
+    assert "x /= 16" in run.err
+    assert "read-only" in run.err.splitlines()[-1]
+    user.assert_nothing_left()
+
+
+def test_keep_keeps_the_cluster_when_the_model_fails_and_its_parameters_come_home(
+    user: User,
+) -> None:
+    user.write(LONG)
+    assert user.dsgd("up").code == 0
+    before = {(m.pid, m.process) for m in user.members()}
+    user.write(LEAVES.replace("os._exit(0)", "raise ValueError('late')"), "model.py")
+    run = user.dsgd("train", "--keep", "--json", "--set", "train.model=model.py")
+    assert (run.code, run.summary["outcome"]) == (6, "failed"), run.err
+    assert "ValueError: late" in run.err
+    assert run.summary["model"] is not None
+    assert {(m.pid, m.process) for m in user.members()} == before
+    assert user.dsgd("train", "--json", "--allow-unconverged").code == 0
+    user.assert_nothing_left()
