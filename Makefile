@@ -53,7 +53,7 @@ proto: $(VENV)/.dev
 	$(BIN)/python -m dsgd_cli.wire.generate
 
 bench: $(VENV)/.dev system
-	$(BIN)/python tests/benchmarks/start_and_stop.py
+	$(BIN)/python -m tests.benchmarks.start_and_stop
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
