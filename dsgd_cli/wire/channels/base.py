@@ -12,9 +12,14 @@ to the channel until it is done.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
+
+from dsgd_cli.wire import dsgd_pb2 as pb
+
+Data: TypeAlias = "bytes | memoryview"
+Opened: TypeAlias = "pb.TcpTicket | pb.ShmTicket"
 
 
 class Operation(enum.IntEnum):
@@ -50,6 +55,16 @@ class Reason(enum.IntEnum):
     NOT_FINITE = 8
     FROZEN = 9
     NOT_CONFIGURED = 10
+    NO_CARRIER = 11
+
+
+class Unavailable(Exception):
+    """This kind of channel does not work between these two; another one may. `why` is printed."""
+
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(f"{kind}: {why}")
+        self.kind = kind
+        self.why = why
 
 
 class Refused(Exception):
@@ -147,24 +162,34 @@ class Header:
     operation: Operation
 
 
+State: TypeAlias = tuple[int, tuple[int, int]]  # of a block: (version, applied[worker])
+Take: TypeAlias = Callable[[memoryview], object]  # gets a block's bytes while nobody can change them
+
+
 class HeldShard(Protocol):
-    """One run's shard. Calls are never interleaved with those of another carrier."""
+    """One run's shard. From any thread; each call is atomic for its block.
+
+    `take` is called with the block's bytes, read-only and gone when it returns: it copies, encrypts
+    or sends them. It runs under the block's lock, so it must not wait for a peer.
+    """
 
     @property
     def shape(self) -> Shape:
         """How it is cut."""
 
-    def push(self, header: Header, block: int, data: bytes) -> None:
+    @property
+    def memory(self) -> int:
+        """A memfd: the values (`shape.size_bytes`, rounded up to 64), then one 8-byte stamp for
+        each block: odd while the values change, then 2 x the number of changes."""
+
+    def push(self, header: Header, block: int, data: Data, take: Take | None = None) -> State:
         """Apply a gradient, or skip it if it is a duplicate. Raises Refused."""
 
-    def write(self, header: Header, block: int, data: bytes) -> None:
+    def write(self, header: Header, block: int, data: Data) -> State:
         """Set first values. Raises Refused."""
 
-    def read(self, block: int) -> bytes:
-        """The values now, raw."""
-
-    def state(self, worker: int, block: int) -> tuple[int, tuple[int, int]]:
-        """(version, applied[worker])."""
+    def read(self, worker: int, block: int, take: Take | None = None) -> State:
+        """The state and, with `take`, the values that belong to it."""
 
 
 class Holding(Protocol):
@@ -172,3 +197,20 @@ class Holding(Protocol):
 
     def admit(self, header: Header) -> HeldShard:
         """Raises Refused unless this exchange belongs to the current run and a living worker."""
+
+
+class Carrier(Protocol):
+    """A server's end of one kind of channel: made with the Holding, before the first run.
+
+    A carrier has threads of its own; `open`, `retire` and `close` are called from the server's
+    loop and must not wait for a peer.
+    """
+
+    def open(self, request: pb.OpenChannelRequest, route: Route, held: HeldShard) -> Opened:
+        """What the worker needs to connect, once. Raises Refused."""
+
+    def retire(self, is_over: Callable[[Route], bool]) -> None:
+        """Close the connections and drop the tickets of what is over: a run or an incarnation."""
+
+    def close(self) -> None:
+        """The server goes."""
