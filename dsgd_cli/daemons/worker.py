@@ -60,12 +60,21 @@ class Worker:
 
         self._session.open()
         while True:
-            trainer = self._trainer
-            if trainer is not None and trainer.busy and self._inbox.empty():
-                self._guarded(trainer.batch)
-                self._session.steps += 1
+            if self._trainer is not None and self._trainer.busy and self._inbox.empty():
+                self._guarded(self._train)
             else:
                 self._take(self._inbox.get())
+
+    def _train(self) -> None:
+        """Batches, until there is an order or nothing to do."""
+        from dsgd_cli.daemons.trainer import quiet
+
+        trainer, inbox, session = self._trainer, self._inbox, self._session
+        assert trainer is not None
+        with quiet():
+            while trainer.busy and inbox.empty():
+                trainer.batch()
+                session.steps += 1
 
     # ── from other threads ──
 
@@ -198,12 +207,15 @@ class Worker:
 
     def _guarded(self, action: Any, epoch: int = 0) -> None:
         """Runs a piece of a run. The user's errors are reported, ours end the process."""
+        from dsgd_cli.daemons.parameters import Closed
         from dsgd_cli.wire.channels.base import Reason, Refused
         from dsgd_cli.wire.identity import PeerUnreachable
 
         trainer = self._trainer
         try:
             action()
+        except Closed:
+            return  # the coordinator says so in a moment
         except PeerUnreachable as error:
             if trainer is not None and trainer.over:
                 return
