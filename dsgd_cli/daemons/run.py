@@ -48,6 +48,7 @@ class Run:
         self._id: str = order["run_id"]
         self._seed = int(order["seed"])
         self._train: dict[str, Any] = order["train"]
+        self._channel: dict[str, Any] = order.get("channel") or {"name": "auto", "options": {}}
         self._workers = int(order["workers"])
         self._max_block_bytes = int(order.get("max_block_bytes", MAX_BLOCK_BYTES))
         self._peers = peers
@@ -127,6 +128,7 @@ class Run:
             seed=self._seed,
             train_json=json.dumps(self._train),
             workers=self._workers,
+            channel_json=json.dumps(self._channel),
         )
 
     def _finish(self, finish: ev.Finish) -> None:

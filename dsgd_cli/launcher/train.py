@@ -153,6 +153,7 @@ def _run(running: Running, result: Result, screen: TrainScreen, interrupts: Inte
                 "run_id": result.run_dir.name,
                 "seed": spec.seed,
                 "train": spec.train.model_dump(mode="json"),
+                "channel": spec.channel.model_dump(mode="json"),
                 "workers": spec.workers.count,
             },
         )

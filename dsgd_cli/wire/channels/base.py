@@ -134,10 +134,14 @@ class Channel(Protocol):
         """Break off whatever is in flight. Idempotent."""
 
 
-def run(channels: Sequence[Channel], exchanges: Sequence[Exchange]) -> None:
-    """All exchanges, each on its channel, at once. Raises the first refusal after all are done."""
+def begin(channels: Sequence[Channel], exchanges: Sequence[Exchange]) -> None:
+    """Start all exchanges, each on its channel; `settle` must follow."""
     for channel, exchange in zip(channels, exchanges, strict=True):
         channel.begin(exchange)
+
+
+def settle(channels: Sequence[Channel]) -> None:
+    """Wait for all at once. Raises the first refusal after all are done."""
     refusal: Refused | None = None
     pending = list(channels)
     while pending:
@@ -151,6 +155,12 @@ def run(channels: Sequence[Channel], exchanges: Sequence[Exchange]) -> None:
                 pending.remove(channel)
     if refusal is not None:
         raise refusal
+
+
+def run(channels: Sequence[Channel], exchanges: Sequence[Exchange]) -> None:
+    """All exchanges, from the beginning to the end."""
+    begin(channels, exchanges)
+    settle(channels)
 
 
 @dataclass(frozen=True, slots=True)
