@@ -1,9 +1,7 @@
-"""Memory that two processes share and that has no name: sealed memfds.
+"""The two memories of a shm channel: the shard's, which only the server can write, and the worker's.
 
-Whoever creates it maps it writable, then seals it: nobody can resize it (so no reader can be made to
-fault) and nobody can map or write it anew, in whatever process (F_SEAL_FUTURE_WRITE). So the one
-writer is the creator, by the kernel's word. It does not count against /dev/shm; the kernel frees it
-with its last mapping and descriptor, which die with their processes.
+Each is made by its one writer (`memory.sealed`) and mapped read-only by the other side, who checks
+the seals first: a memory that could shrink would kill whoever reads it.
 """
 
 from __future__ import annotations
@@ -11,24 +9,23 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import socket
+import struct
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-F_ADD_SEALS = 1033
-F_GET_SEALS = 1034
-SEAL_SEAL, SEAL_SHRINK, SEAL_GROW, SEAL_FUTURE_WRITE = 0x1, 0x2, 0x4, 0x10
-FIXED = SEAL_SEAL | SEAL_SHRINK | SEAL_GROW
-NOEXEC_SEAL = 0x8  # MFD_NOEXEC_SEAL, Linux 6.3; some hosts allow no other kind
+from dsgd_cli.wire.channels.memory import FIXED, sealed
+from dsgd_cli.wire.channels.memory import stamps_at as stamps_at
 
 PAGE = mmap.PAGESIZE
 SLOTS = 2  # of gradients: one is computed while the other one is on its way
 WORDS = PAGE // 8
 
 Bytes = NDArray[np.uint8]
+_UCRED = struct.Struct("=iII")  # pid, uid, gid
 _pause = threading.Lock()
 
 
@@ -44,30 +41,10 @@ def fence() -> None:
         pass
 
 
-def create(name: str, size_bytes: int) -> tuple[int, mmap.mmap]:
-    """(descriptor, the only writable mapping) of zeros. Raises OSError when memory is short."""
-    try:
-        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | NOEXEC_SEAL)
-    except OSError:
-        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, size_bytes)
-        os.posix_fallocate(fd, 0, size_bytes)  # now, not as a SIGBUS at the first touch
-        memory = mmap.mmap(fd, size_bytes)
-        try:
-            fcntl.fcntl(fd, F_ADD_SEALS, FIXED | SEAL_FUTURE_WRITE)
-        except OSError:  # Linux < 5.1 knows no FUTURE_WRITE; the size is what a reader's life needs
-            fcntl.fcntl(fd, F_ADD_SEALS, FIXED)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd, memory
-
-
 def attach(fd: int, size_bytes: int) -> mmap.mmap:
     """A read-only mapping of what another process created. Raises Unfit. Leaves `fd` open."""
     try:
-        seals = fcntl.fcntl(fd, F_GET_SEALS)
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError as error:
         raise Unfit("not a memfd") from error
     if seals & FIXED != FIXED:
@@ -75,6 +52,13 @@ def attach(fd: int, size_bytes: int) -> mmap.mmap:
     if os.fstat(fd).st_size != size_bytes:
         raise Unfit(f"it has {os.fstat(fd).st_size} bytes, not {size_bytes}")
     return mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
+
+
+def owner(connection: socket.socket) -> int:
+    """The user id of the process at the other end of a unix socket, by the kernel's word."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, uid, _ = _UCRED.unpack(credentials)
+    return int(uid)
 
 
 def as_bytes(memory: mmap.mmap | memoryview) -> Bytes:
@@ -85,25 +69,17 @@ def address(array: NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where something lies in a `GradientMemory`."""
-
-    memory: GradientMemory
-    offset: int
-
-
 class GradientMemory:
     """A worker's gradients: a page of words, then `slots` buffers. The servers only read it.
 
-    Compute into `buffers[i]`; an `Exchange` whose data lies in one goes up without a copy. A word is
-    where a channel says how far it has copied (see `shm_server`).
+    Compute into `buffers[i]`: an `Exchange` whose data lies in one goes up without a copy. A word
+    is where a channel says how far it has copied (see `shm_server`).
     """
 
     def __init__(self, size_bytes: int, slots: int = SLOTS) -> None:
         stride = -(-size_bytes // PAGE) * PAGE
         self.size_bytes = PAGE + slots * stride
-        self.fd, self._memory = create("dsgd-gradients", self.size_bytes)
+        self.fd, self._memory = sealed("dsgd-gradients", self.size_bytes)
         self._all = as_bytes(self._memory)
         self._base = address(self._all)
         self._words = memoryview(self._memory)[:PAGE].cast("Q")
@@ -123,9 +99,3 @@ class GradientMemory:
         """Where these bytes lie in the memory; None: somewhere else."""
         offset = address(np.frombuffer(data, np.uint8)) - self._base
         return offset if PAGE <= offset <= self.size_bytes - data.nbytes else None
-
-    def close(self) -> None:
-        """The buffers live on as long as somebody holds them."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1

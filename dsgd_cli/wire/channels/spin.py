@@ -1,10 +1,10 @@
 """Whether to poll for a while before sleeping.
 
-A process that sleeps is woken 20 to 50 µs after its answer came, which is as long as a small model's
-whole step. So a waiting end polls for up to `LIMIT_S` first. That only helps while every process has
-a core of its own: `Spin` does not poll where the processes that take part outnumber the cores which
-this one may use, while the machine has more runnable threads than cores, or when polling has lately
-not been worth it. It never changes what is waited for, only how.
+A process that sleeps is woken 20 to 50 µs after its answer came, which is as long as a small
+model's whole step. So a waiting end polls for up to `LIMIT_S` first. That only helps while every
+process has a core of its own: `Spin` does not poll where the processes that take part outnumber the
+cores which this one may use, while the machine has more runnable threads than cores, or when
+polling has lately not been worth it. It never changes what is waited for, only how.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Spin:
         self._look_at = 0.0
 
     def wait(self, poll: Callable[[], Answer], sleep: Callable[[], Answer]) -> Answer:
-        """The first true answer of `poll`, or else the answer of `sleep`, which waits in the kernel."""
+        """The first true answer of `poll`, or else what `sleep` says, which waits in the kernel."""
         began = now = self._clock()
         if self.worthwhile(began):
             until = began + self._limit_s

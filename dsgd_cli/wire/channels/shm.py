@@ -1,0 +1,483 @@
+"""The worker's end of a shm channel: gradients go up in place, values come down by one copy.
+
+The worker's gradients lie in memory that only it can write (`GradientMemory`), the shard's values
+in memory that only the server can write. Small records on a unix socket say what is where. A block
+is copied when the server has announced it; its stamp, read before and after, tells whether the
+server changed it meanwhile, and then it is copied again. So `into` only ever gets whole updates.
+
+A connection that ends or is silent for `stall_s` is opened anew, with a new ticket and the memory
+of whatever server answers, and the exchange sent again, unchanged, until `give_up_s` have passed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias, cast
+
+import grpc
+import numpy as np
+
+from dsgd_cli.contract.names import process_name
+from dsgd_cli.wire import dsgd_pb2 as pb
+from dsgd_cli.wire import identity as ids
+from dsgd_cli.wire.channels.base import (
+    Exchange,
+    Operation,
+    Reason,
+    Refused,
+    Route,
+    Shape,
+    Unavailable,
+)
+from dsgd_cli.wire.channels.grpc import header_of
+from dsgd_cli.wire.channels.shm_memory import (
+    GradientMemory,
+    Unfit,
+    as_bytes,
+    attach,
+    fence,
+    owner,
+    stamps_at,
+)
+from dsgd_cli.wire.channels.shm_records import (
+    FRESH,
+    HELLO,
+    MAGIC,
+    REFUSED,
+    REPLY,
+    REQUEST,
+    WELCOME,
+    Reply,
+    host,
+)
+from dsgd_cli.wire.channels.spin import Spin
+from dsgd_cli.wire.dsgd_pb2_grpc import ServerStub
+
+ASK_S = 3.0
+PAUSE_S = (0.02, 1.0)  # between attempts: the first, and at most
+FROZEN_PAUSE_S = 0.02
+NAP_S = 20e-6  # while the server is changing a block
+RECEIVE_BYTES = 1 << 14
+MESSAGE_BYTES = 1 << 12  # of a refusal
+
+Ask: TypeAlias = Callable[[], pb.ShmTicket]
+
+
+class Lost(Exception):
+    """The connection is no more."""
+
+
+def open_ticket(identity: ids.Identity, address: str, route: Route, shape: Shape) -> pb.ShmTicket:
+    """Asks the server, over mTLS. Raises Refused, Lost, PeerUnreachable."""
+    peer = process_name("server", route.shard)
+    request = pb.OpenChannelRequest(
+        kind="shm",
+        header=header_of(route),
+        size_bytes=shape.size_bytes,
+        block_bytes=shape.block_bytes,
+        host=host(),
+    )
+    channel = ids.open_channel(identity, peer, address)
+    try:
+        stub = ServerStub(channel)  # type: ignore[no-untyped-call]
+        reply = stub.OpenChannel(request, timeout=ASK_S)
+    except grpc.RpcError as error:
+        call = cast("grpc.Call", error)
+        if call.code() in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED):
+            why = f"refuses: {call.details()}"
+            raise ids.PeerUnreachable(peer, address, why, "identity") from error
+        raise Lost(f"no ticket: {call.code().name}") from error
+    finally:
+        channel.close()
+    if reply.HasField("refusal"):
+        refusal = reply.refusal
+        raise Refused(Reason(int(refusal.reason)), f"{peer}: {refusal.message}", refusal.block)
+    return cast("pb.ShmTicket", reply.shm)
+
+
+class ShmChannel:
+    """A `Channel` over shared memory. `servers`: how many of them the worker has on this host."""
+
+    def __init__(
+        self,
+        identity: ids.Identity,
+        address: str,
+        route: Route,
+        shape: Shape,
+        *,
+        ask: Ask | None = None,
+        memory: GradientMemory | None = None,
+        servers: int = 1,
+        spin: Spin | None = None,
+        stall_s: float = 10.0,
+        give_up_s: float = 15.0,
+    ) -> None:
+        self._ask = ask or partial(open_ticket, identity, address, route, shape)
+        self._address = address
+        self._peer = process_name("server", route.shard)
+        self._shape = shape
+        self._memory = GradientMemory(0, slots=0) if memory is None else memory
+        self._staging: GradientMemory | None = None  # its own, for data that lies elsewhere
+        self._word: tuple[int, memoryview] | None = None
+        self._servers = servers
+        self._spin = Spin() if spin is None else spin
+        self._stall_s = stall_s
+        self._give_up_s = give_up_s
+        self._link: _Link | None = None
+        self._exchange = Exchange(Operation.PULL)
+        self._answered = 0
+        self._torn: deque[Reply] = deque()
+        self._last = False
+        self._pause_s = PAUSE_S[0]
+        self._stalls_at = self._gives_up_at = 0.0
+        self._closed = False
+        self.torn_reads = 0
+
+    def begin(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._gives_up_at = time.monotonic() + self._give_up_s
+        self._pause_s = PAUSE_S[0]
+        if exchange.operation.sends and self._is_elsewhere(exchange.data):
+            self._staging = GradientMemory(self._shape.size_bytes, slots=1)
+            self.adopt(self._staging)
+        if self._link is not None:
+            try:
+                self._send(self._link)
+            except (OSError, Lost):
+                self._unlink()  # `advance` tries again
+
+    def advance(self) -> bool:
+        try:
+            if self._link is None:
+                self._link = self._connect()
+                self._send(self._link)
+            return self._answers(self._link)
+        except Refused as refused:
+            return self._refused(refused)
+        except (OSError, Lost, ids.PeerUnreachable) as error:
+            self._retry_or_give_up(error)
+            return False
+
+    def connect(self) -> None:
+        """Now rather than with the first exchange. Raises Unavailable where it cannot be."""
+        try:
+            self._link = self._connect()
+        except Refused as refused:
+            if refused.reason is not Reason.NO_CARRIER:
+                raise
+            raise Unavailable("shm", "") from refused  # the ordinary course of things
+        except (OSError, Lost) as error:
+            raise Unavailable("shm", str(error)) from error
+
+    def adopt(self, memory: GradientMemory) -> None:
+        """From now on gradients come from this memory. Between two exchanges."""
+        self._memory, self._word = memory, None
+        self._unlink()
+
+    def close(self) -> None:
+        """From any thread: a blocked `advance` fails at once."""
+        self._closed = True
+        link = self._link
+        if link is not None:
+            link.shut()
+
+    def _send(self, link: _Link) -> None:
+        exchange = self._exchange
+        blocks = self._shape.blocks
+        exchange.versions = [0] * blocks
+        exchange.applied = [(0, 0)] * blocks
+        self._answered = 0
+        self._last = False
+        self._torn.clear()
+        offset = 0
+        if exchange.operation.sends:
+            assert exchange.data is not None
+            offset = self._placed(exchange.data)
+        link.request(exchange, offset)
+        self._stalls_at = time.monotonic() + self._stall_s
+
+    def _is_elsewhere(self, data: memoryview | None) -> bool:
+        """Whether these bytes are neither in the memory, nor is it one to copy them to."""
+        assert data is not None
+        return self._memory is not self._staging and self._memory.offset(data) is None
+
+    def _placed(self, data: memoryview) -> int:
+        """Where the server finds these bytes: they lie there already, or are copied there."""
+        offset = self._memory.offset(data)
+        if offset is None:
+            buffer = self._memory.buffers[0]
+            buffer[:] = data
+            offset = self._memory.offset(buffer)
+        assert offset is not None
+        return offset
+
+    # ── answers ──
+
+    def _answers(self, link: _Link) -> bool:
+        """Takes what has come, or what comes next."""
+        for reply in link.receive(self._spin, wait=not self._torn):
+            if reply.kind == REFUSED:
+                message = link.message(reply.stamp)
+                raise Refused(Reason(reply.version), f"{self._peer}: {message}", reply.block)
+            self._take(link, reply)
+        if self._torn:
+            self._again(link)
+        if self._last and not self._torn:
+            self._check_complete()
+            return True
+        return False
+
+    def _take(self, link: _Link, reply: Reply) -> None:
+        block = reply.block
+        if not self._answered <= block < self._shape.blocks:
+            raise Refused(Reason.WRONG_ORDER, f"{self._peer} sent block {block}")
+        exchange = self._exchange
+        exchange.versions[block] = reply.version
+        exchange.applied[block] = (reply.incarnation, reply.seq)
+        self._answered = block + 1
+        self._last = bool(reply.last)
+        if reply.kind == FRESH and exchange.into is not None and not self._copied(link, reply):
+            self.torn_reads += 1
+            self._torn.append(reply)
+        if self._last or not block & 15:
+            self._progress()
+
+    def _copied(self, link: _Link, reply: Reply) -> bool:
+        """Copies the block; False where the server changed it meanwhile."""
+        block = reply.block
+        before = link.stamps[block]
+        if before & 1:
+            return False
+        fence()
+        start, stop = self._shape.bounds(block)
+        into = self._exchange.into
+        assert into is not None
+        np.copyto(np.frombuffer(into, np.uint8)[start:stop], link.values[start:stop])
+        fence()
+        if link.stamps[block] != before:
+            return False
+        if reply.version:  # else what changed may have been a first value, which is no update
+            self._exchange.versions[block] += (before - reply.stamp) // 2
+        link.copied()
+        return True
+
+    def _again(self, link: _Link) -> None:
+        for _ in range(len(self._torn)):
+            reply = self._torn.popleft()
+            if self._copied(link, reply):
+                self._progress()
+            else:
+                self._torn.append(reply)
+        if self._torn:
+            if time.monotonic() > self._stalls_at:
+                raise Lost(f"block {self._torn[0].block} does not settle")
+            time.sleep(NAP_S)
+
+    def _progress(self) -> None:
+        now = time.monotonic()
+        self._stalls_at = now + self._stall_s
+        self._gives_up_at = now + self._give_up_s
+
+    def _check_complete(self) -> None:
+        if self._answered != self._shape.blocks:
+            raise Refused(
+                Reason.WRONG_ORDER,
+                f"{self._peer} answered {self._answered} of {self._shape.blocks} blocks",
+            )
+
+    # ── trouble ──
+
+    def _refused(self, refused: Refused) -> bool:
+        if refused.reason is not Reason.FROZEN or time.monotonic() >= self._gives_up_at:
+            raise refused
+        time.sleep(FROZEN_PAUSE_S)
+        if self._link is not None:
+            try:
+                self._send(self._link)
+            except (OSError, Lost):
+                self._unlink()
+        return False
+
+    def _retry_or_give_up(self, error: Exception) -> None:
+        self._unlink()
+        if self._closed:
+            raise ids.PeerUnreachable(self._peer, self._address, "was closed") from error
+        if isinstance(error, ids.PeerUnreachable) and error.kind == "identity":
+            raise error
+        if time.monotonic() + self._pause_s >= self._gives_up_at:
+            if isinstance(error, ids.PeerUnreachable):
+                raise error
+            why = f"did not answer for {self._give_up_s:g} s ({error})"
+            raise ids.PeerUnreachable(self._peer, self._address, why) from error
+        time.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, PAUSE_S[1])
+
+    def _unlink(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def _connect(self) -> _Link:
+        if self._closed:
+            raise Lost("closed")
+        if self._word is None:
+            self._word = self._memory.word()
+        memory, word = self._memory, self._word
+        link = _Link(self._ask(), self._shape, memory, word, self._servers, self._stall_s)
+        if self._closed:
+            link.close()
+            raise Lost("closed")
+        return link
+
+
+class _Link:
+    """One connection, and the two memories that go with it."""
+
+    def __init__(
+        self,
+        ticket: pb.ShmTicket,
+        shape: Shape,
+        gradients: GradientMemory,
+        word: tuple[int, memoryview],
+        servers: int,
+        stall_s: float,
+    ) -> None:
+        self._servers = servers
+        self._processes = servers + 1
+        self._buffer = bytearray(RECEIVE_BYTES)
+        self._view = memoryview(self._buffer)
+        self._held = 0  # bytes in the buffer: of a record that has not come whole
+        self._copied = 0
+        self._word = word[1]
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            limit = struct.pack("@ll", int(stall_s), int(stall_s % 1 * 1e6))
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
+            self._socket.connect(_path(ticket.socket))
+            _check_owner(self._socket)
+            self._shake_hands(ticket.ticket, gradients, word[0], shape)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _shake_hands(
+        self, ticket: bytes, gradients: GradientMemory, index: int, shape: Shape
+    ) -> None:
+        self._word[0] = 0
+        hello = HELLO.pack(MAGIC, ticket, gradients.size_bytes, index, self._servers)
+        socket.send_fds(self._socket, [hello], [gradients.fd])
+        data, fds, _, _ = socket.recv_fds(
+            self._socket, WELCOME.size, 1, socket.MSG_CMSG_CLOEXEC | socket.MSG_WAITALL
+        )
+        try:
+            if len(data) != WELCOME.size or len(fds) != 1:
+                raise Lost("the server did not welcome this worker")
+            magic, size = WELCOME.unpack(data)
+            begin = stamps_at(shape.size_bytes)
+            if magic != MAGIC or size != begin + 8 * shape.blocks:
+                raise Lost("the server has another shard")
+            memory = attach(fds[0], size)
+        except Unfit as error:
+            raise Lost(f"the server's memory is not fit: {error}") from error
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self.values = as_bytes(memory)[: shape.size_bytes]
+        self.stamps = memoryview(memory)[begin:].cast("Q")
+
+    def request(self, exchange: Exchange, offset: int) -> None:
+        since = exchange.since
+        record = REQUEST.pack(exchange.seq, offset, len(since), exchange.operation)
+        self._socket.sendall(record + struct.pack(f"={len(since)}Q", *since) if since else record)
+
+    def receive(self, spin: Spin, wait: bool) -> list[Reply]:
+        """Whole replies: at least one, if it is to wait. Raises Lost, OSError."""
+        spin.processes = self._processes
+        while True:
+            if not wait:
+                self._held += self._poll()
+            elif got := spin.wait(self._poll, self._sleep):
+                self._held += got
+            else:
+                raise Lost("no answer")
+            replies = self._parsed()
+            if replies or not wait:
+                return replies
+
+    def message(self, length: int) -> str:
+        """The text of the refusal that was received last."""
+        if length > MESSAGE_BYTES:
+            raise Lost("an endless message")
+        while self._held < length:
+            got = self._sleep()
+            if not got:
+                raise Lost("half a message")
+            self._held += got
+        self._held = 0  # nothing follows a refusal
+        return bytes(self._view[:length]).decode("utf-8", "replace")
+
+    def copied(self) -> None:
+        """Tells the server that one more announced block may change."""
+        self._copied += 1
+        self._word[0] = self._copied
+
+    def shut(self) -> None:
+        """From any thread."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _parsed(self) -> list[Reply]:
+        replies = []
+        taken = 0
+        while taken + REPLY.size <= self._held:
+            reply = Reply._make(REPLY.unpack_from(self._buffer, taken))
+            replies.append(reply)
+            taken += REPLY.size
+            self._processes = reply.processes + self._servers - 1
+            if reply.kind == REFUSED:
+                break
+        self._held -= taken
+        if self._held:
+            self._buffer[: self._held] = self._buffer[taken : taken + self._held]
+        return replies
+
+    def _poll(self) -> int:
+        """How many bytes have come. Raises Lost at the end."""
+        try:
+            got = self._socket.recv_into(self._view[self._held :], 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        if not got:
+            raise Lost("the server has closed the connection")
+        return got
+
+    def _sleep(self) -> int:
+        """The same, but waits; 0: in vain."""
+        try:
+            got = self._socket.recv_into(self._view[self._held :])
+        except BlockingIOError:
+            return 0
+        if not got:
+            raise Lost("the server has closed the connection")
+        return got
+
+
+def _path(text: str) -> str:
+    return "\0" + text[1:] if text.startswith("@") else text
+
+
+def _check_owner(connection: socket.socket) -> None:
+    """The name is public: somebody else could have taken it after the server's death."""
+    if owner(connection) != os.geteuid():
+        raise Lost("the socket is another user's")

@@ -1,0 +1,49 @@
+"""What the two ends of a shm channel say to each other: records of fixed sizes, host byte order.
+
+    worker  hello (+ the descriptor of its gradients)                          once
+    server  welcome (+ the descriptor of the shard's memory)                   once
+    worker  request [+ a version per block]                                    per exchange
+    server  reply [+ the message of a refusal] ... the last one is marked      per block
+
+No length comes from the other side's memory, and none in a record is believed: what is not exactly
+what the shard's shape says ends the connection.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+MAGIC = b"dsgdshm1"
+TICKET_BYTES = 16
+
+HELLO = struct.Struct("=8s16sQII")  # magic, ticket, memory bytes, word, processes like the server
+WELCOME = struct.Struct("=8sQ")  # magic, memory bytes
+REQUEST = struct.Struct("=QQIB3x")  # seq, offset, number of versions that follow, operation
+REPLY = struct.Struct("=QQQQIHBB")
+
+STATE, FRESH, REFUSED = range(3)
+
+
+class Reply(NamedTuple):
+    """About one block. A refusal: `version` is the reason, `stamp` the length of its message."""
+
+    stamp: int
+    version: int
+    incarnation: int
+    seq: int
+    block: int
+    processes: int  # that take part on the server's host, as the server knows
+    kind: int
+    last: int
+
+
+def host() -> str:
+    """Two processes that say the same can meet at an abstract socket: one kernel, one network."""
+    from pathlib import Path
+
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/net').readlink()}"
+    except OSError:
+        return ""
