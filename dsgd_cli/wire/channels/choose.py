@@ -16,6 +16,7 @@ from dsgd_cli.contract.errors import DsgdError
 from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels.base import Channel, Route, Shape, Unavailable
 from dsgd_cli.wire.channels.grpc import GrpcChannel
+from dsgd_cli.wire.channels.shm import ShmChannel
 
 Note = Callable[[str], None]
 
@@ -34,10 +35,18 @@ def _grpc(
     return GrpcChannel(identity, address, route, shape)
 
 
+def _shm(
+    identity: ids.Identity, address: str, route: Route, shape: Shape, options: Mapping[str, Any]
+) -> Channel:
+    channel = ShmChannel(identity, address, route, shape)
+    channel.connect()
+    return channel
+
+
 Opener = Callable[[ids.Identity, str, Route, Shape, Mapping[str, Any]], Channel]
 
 # Each connects, so that it is known to work, or raises Unavailable. The order is that of `auto`.
-OPENERS: dict[str, Opener] = {"grpc": _grpc}
+OPENERS: dict[str, Opener] = {"shm": _shm, "grpc": _grpc}
 
 
 def open_channel(

@@ -17,7 +17,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias, cast
 
@@ -28,6 +28,7 @@ from dsgd_cli.contract.names import process_name
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels.base import (
+    Channel,
     Exchange,
     Operation,
     Reason,
@@ -68,6 +69,17 @@ RECEIVE_BYTES = 1 << 14
 MESSAGE_BYTES = 1 << 12  # of a refusal
 
 Ask: TypeAlias = Callable[[], pb.ShmTicket]
+
+
+def share(channels: Sequence[Channel], size_bytes: int) -> list[memoryview] | None:
+    """Gradient buffers from which the shm ones of these channels, if any, send without a copy."""
+    shared = [channel for channel in channels if isinstance(channel, ShmChannel)]
+    if not shared:
+        return None
+    memory = GradientMemory(size_bytes)
+    for channel in shared:
+        channel.adopt(memory, len(shared))
+    return memory.buffers
 
 
 class Lost(Exception):
@@ -176,9 +188,10 @@ class ShmChannel:
         except (OSError, Lost) as error:
             raise Unavailable("shm", str(error)) from error
 
-    def adopt(self, memory: GradientMemory) -> None:
+    def adopt(self, memory: GradientMemory, servers: int | None = None) -> None:
         """From now on gradients come from this memory. Between two exchanges."""
         self._memory, self._word = memory, None
+        self._servers = servers or self._servers
         self._unlink()
 
     def close(self) -> None:

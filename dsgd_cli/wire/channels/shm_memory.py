@@ -1,4 +1,4 @@
-"""The two memories of a shm channel: the shard's, which only the server can write, and the worker's.
+"""The two memories of a shm channel: the shard's, that only the server can write; the worker's.
 
 Each is made by its one writer (`memory.sealed`) and mapped read-only by the other side, who checks
 the seals first: a memory that could shrink would kill whoever reads it.

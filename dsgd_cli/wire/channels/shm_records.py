@@ -12,7 +12,11 @@ what the shard's shape says ends the connection.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
+
+from dsgd_cli.wire.channels.base import HeldShard, Route
 
 MAGIC = b"dsgdshm1"
 TICKET_BYTES = 16
@@ -38,10 +42,17 @@ class Reply(NamedTuple):
     last: int
 
 
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What lets one connection in."""
+
+    route: Route
+    held: HeldShard
+    ends_at: float  # by the monotonic clock
+
+
 def host() -> str:
     """Two processes that say the same can meet at an abstract socket: one kernel, one network."""
-    from pathlib import Path
-
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/net').readlink()}"

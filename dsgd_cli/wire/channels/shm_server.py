@@ -1,79 +1,35 @@
-"""The server's end of the shm channels: one thread, one loop, for all workers of this host.
+"""The way into a server's shm channels: tickets, the socket's name, and the thread behind it.
 
-One thread, because small models are bound by the interpreter, which threads would only hand to and
-fro; each turn gives every connection that has work about one block: a large push delays nobody.
 A worker is in by a ticket that OpenChannel gave it over mTLS (once, for 10 s) and by its user id.
-
-Trust. The worker's memory is a place where numbers come from, nothing else: lengths and places come
-from the shard's shape. A block of the gradient is copied to memory of our own first and checked and
-applied there, so a worker that writes while it should not spoils its own update, not the shard.
-
-A worker copies what was announced while others push. So that it need not copy again and again, a
-block stays unchanged until its readers have said in their word that they are done, for at most
-`HOLD_S`: a courtesy, which correctness does not need (see `shm`).
-
 The socket has an abstract, random name: it works where file systems differ (containers), needs no
-folder, and cannot be left behind. It is as visible as the network namespace; hence ticket and uid.
+folder, and cannot be left behind. It is as visible as the network namespace, hence ticket and uid;
+a worker in another network namespace is told to use another channel.
+
+What the thread does is in `shm_loop`, which is imported when a worker comes: it needs numpy.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import queue
 import secrets
-import select
 import socket
-import struct
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from dsgd_cli.wire import dsgd_pb2 as pb
-from dsgd_cli.wire.channels.base import (
-    Header,
-    HeldShard,
-    Holding,
-    Operation,
-    Reason,
-    Refused,
-    Route,
-)
-from dsgd_cli.wire.channels.shm_memory import PAGE, WORDS, Unfit, as_bytes, attach, owner, stamps_at
-from dsgd_cli.wire.channels.shm_records import (
-    FRESH,
-    HELLO,
-    MAGIC,
-    REFUSED,
-    REPLY,
-    REQUEST,
-    STATE,
-    TICKET_BYTES,
-    WELCOME,
-    host,
-)
+from dsgd_cli.wire.channels.base import HeldShard, Holding, Reason, Refused, Route
+from dsgd_cli.wire.channels.shm_records import TICKET_BYTES, Ticket, host
 from dsgd_cli.wire.channels.spin import Spin
 
+if TYPE_CHECKING:
+    from dsgd_cli.wire.channels.shm_loop import Loop
+
 TICKET_LIFE_S = 10.0
-STRANGERS = 64  # connections that have not shown a ticket yet
-TURN_BYTES = 1 << 20  # of one connection, before the others have theirs
-UNSENT_BYTES = 1 << 16  # a worker that does not read its replies waits
-HOLD_S = 0.01
-HOLD_BLOCK_BYTES = 1 << 17  # a smaller block is copied before anybody could wait for it
-NAP_S = 30e-6
-IDLE_S = 1.0
-
-
-@dataclass(slots=True)
-class _Ticket:
-    route: Route
-    held: HeldShard
-    ends_at: float
+BACKLOG = 64
 
 
 class ShmCarrier:
@@ -85,14 +41,14 @@ class ShmCarrier:
         self._host = host()
         self._name = "dsgd-" + secrets.token_hex(16)
         self._lock = threading.Lock()
-        self._tickets: dict[bytes, _Ticket] = {}
+        self._tickets: dict[bytes, Ticket] = {}
         self._orders: queue.SimpleQueue[Callable[[Route], bool] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
         self._listener.bind("\0" + self._name)
-        self._listener.listen(STRANGERS)
+        self._listener.listen(BACKLOG)
 
     # ── from the server's loop ──
 
@@ -105,7 +61,7 @@ class ShmCarrier:
         now = time.monotonic()
         with self._lock:
             self._tickets = {key: old for key, old in self._tickets.items() if old.ends_at > now}
-            self._tickets[ticket] = _Ticket(route, held, now + TICKET_LIFE_S)
+            self._tickets[ticket] = Ticket(route, held, now + TICKET_LIFE_S)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="shm", daemon=True)
                 self._thread.start()
@@ -126,7 +82,7 @@ class ShmCarrier:
             self._thread.join(5)
         self._listener.close()
 
-    def take(self, ticket: bytes) -> _Ticket | None:
+    def take(self, ticket: bytes) -> Ticket | None:
         """The ticket, which is used up by this."""
         with self._lock:
             found = self._tickets.pop(ticket, None)
@@ -135,7 +91,9 @@ class ShmCarrier:
     # ── the thread ──
 
     def _run(self) -> None:
-        loop = _Loop(self._holding, self.take, self._spin, self._listener, self._wake)
+        from dsgd_cli.wire.channels.shm_loop import Loop
+
+        loop = Loop(self._holding, self.take, self._spin, self._listener, self._wake)
         try:
             while True:
                 loop.turn()
@@ -146,7 +104,7 @@ class ShmCarrier:
         finally:
             loop.close()
 
-    def _obey(self, loop: _Loop) -> bool:
+    def _obey(self, loop: Loop) -> bool:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
         while not self._orders.empty():
@@ -155,354 +113,3 @@ class ShmCarrier:
                 return True
             loop.retire(is_over)
         return False
-
-
-class _Loop:
-    """Everything that only the thread touches."""
-
-    def __init__(
-        self,
-        holding: Holding,
-        take: Callable[[bytes], _Ticket | None],
-        spin: Spin,
-        listener: socket.socket,
-        wake: int,
-    ) -> None:
-        self.woken = False
-        self._holding = holding
-        self._take = take
-        self._spin = spin
-        self._listener = listener
-        self._wake = wake
-        self._epoll = select.epoll()
-        self._epoll.register(wake, select.EPOLLIN)
-        self._epoll.register(listener.fileno(), select.EPOLLIN)
-        self._strangers: dict[int, tuple[socket.socket, float]] = {}
-        self._members: dict[int, _Member] = {}
-        self._shards: dict[int, _SharedShard] = {}  # by id(held)
-        self._working: dict[int, _Member] = {}
-        self._sweep_at = 0.0
-
-    def turn(self) -> None:
-        """What has come in, then one piece of work of everybody."""
-        events = self._poll() if self._working else self._spin.wait(self._poll, self._sleep)
-        for fd, _ in events:
-            self._event(fd)
-        if self._working:
-            self._work(bool(events))
-        if self._strangers and time.monotonic() > self._sweep_at:
-            self._sweep()
-
-    def retire(self, is_over: Callable[[Route], bool]) -> None:
-        for fd, member in tuple(self._members.items()):
-            if is_over(member.route):
-                self._drop(fd)
-
-    def close(self) -> None:
-        for fd in tuple(self._members):
-            self._drop(fd)
-        for connection, _ in self._strangers.values():
-            connection.close()
-        self._epoll.close()
-
-    def _poll(self) -> list[tuple[int, int]]:
-        return self._epoll.poll(0)
-
-    def _sleep(self) -> list[tuple[int, int]]:
-        return self._epoll.poll(IDLE_S)
-
-    def _event(self, fd: int) -> None:
-        member = self._members.get(fd)
-        try:
-            if member is not None:
-                member.receive()
-                if member.busy:
-                    self._working[fd] = member
-            elif fd in self._strangers:
-                self._welcome(fd)
-            elif fd == self._wake:
-                self.woken = True
-            else:
-                self._accept()
-        except (_Ended, Unfit, OSError):
-            self._drop(fd)
-        except Exception:
-            traceback.print_exc()
-            self._drop(fd)
-
-    def _work(self, moved: bool) -> None:
-        """A piece of each; the announcements after all, so that nobody reads what changes next."""
-        working = tuple(self._working.items())
-        for fd, member in working:
-            try:
-                moved |= member.work()
-            except Exception:
-                traceback.print_exc()
-                self._drop(fd)
-        for fd, member in working:
-            try:
-                member.flush()
-            except (_Ended, OSError):
-                self._drop(fd)
-            if not member.busy:
-                self._working.pop(fd, None)
-        if not moved:
-            time.sleep(NAP_S)
-
-    # ── who comes and goes ──
-
-    def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            connection, _ = self._listener.accept()
-            connection.setblocking(False)
-            if len(self._strangers) >= STRANGERS or owner(connection) != os.geteuid():
-                connection.close()
-                return
-            self._strangers[connection.fileno()] = (connection, time.monotonic() + TICKET_LIFE_S)
-            self._epoll.register(connection.fileno(), select.EPOLLIN)
-
-    def _sweep(self) -> None:
-        now = self._sweep_at = time.monotonic()
-        self._sweep_at += IDLE_S
-        for fd, (_, ends_at) in tuple(self._strangers.items()):
-            if now > ends_at:
-                self._drop(fd)
-
-    def _welcome(self, fd: int) -> None:
-        connection, _ = self._strangers[fd]
-        data, fds, _, _ = socket.recv_fds(connection, HELLO.size, 1, socket.MSG_CMSG_CLOEXEC)
-        try:
-            if len(data) != HELLO.size or len(fds) != 1:
-                raise _Ended
-            magic, key, size, word, servers = HELLO.unpack(data)
-            ticket = self._take(key)
-            if magic != MAGIC or ticket is None or word >= WORDS:
-                raise _Ended
-            memory = attach(fds[0], size)
-        finally:
-            for received in fds:
-                os.close(received)
-        shard = self._shared(ticket.held)
-        socket.send_fds(connection, [WELCOME.pack(MAGIC, shard.size_bytes)], [ticket.held.memory])
-        member = _Member(connection, ticket.route, shard, self._holding, memory, word)
-        del self._strangers[fd]
-        self._members[fd] = member
-        shard.members.add(member)
-        self._count(servers)
-
-    def _shared(self, held: HeldShard) -> _SharedShard:
-        shard = self._shards.get(id(held))
-        if shard is None:
-            shard = self._shards[id(held)] = _SharedShard(held)
-        return shard
-
-    def _drop(self, fd: int) -> None:
-        self._working.pop(fd, None)
-        stranger = self._strangers.pop(fd, None)
-        if stranger is not None:
-            self._epoll.unregister(fd)
-            stranger[0].close()
-        member = self._members.pop(fd, None)
-        if member is not None:
-            self._epoll.unregister(fd)
-            member.close()
-            if not member.shard.members:
-                self._shards.pop(id(member.shard.held), None)
-            self._count(1)
-
-    def _count(self, servers: int) -> None:
-        """How many processes of this host take part, for whoever thinks of polling."""
-        processes = len(self._members) + max(1, servers)
-        self._spin.processes = processes
-        for member in self._members.values():
-            member.processes = min(processes, 0xFFFF)
-
-
-class _Ended(Exception):
-    """A connection that is over, or has broken the rules."""
-
-
-class _SharedShard:
-    """What the members of one shard have in common."""
-
-    def __init__(self, held: HeldShard) -> None:
-        self.held = held
-        self.shape = held.shape
-        begin = stamps_at(self.shape.size_bytes)
-        self.size_bytes = begin + 8 * self.shape.blocks
-        self.stamps = memoryview(attach(held.memory, self.size_bytes))[begin:].cast("Q")
-        self.members: set[_Member] = set()
-        self.readers: dict[int, list[tuple[_Member, int, float]]] = {}
-        self.own = np.empty(min(self.shape.block_bytes, self.shape.size_bytes), np.uint8)
-        self.holds = self.shape.block_bytes >= HOLD_BLOCK_BYTES
-
-    def reads(self, block: int, member: _Member) -> None:
-        """The block has been announced to the member."""
-        if self.holds and len(self.members) > 1:
-            entry = (member, member.announced, time.monotonic() + HOLD_S)
-            self.readers.setdefault(block, []).append(entry)
-
-    def is_read(self, block: int, but: _Member) -> bool:
-        """Whether somebody else is copying the block now."""
-        readers = self.readers.get(block)
-        if not readers:
-            return False
-        now = time.monotonic()
-        for member, announced, until in readers:
-            if member is not but and now < until and member.copied() < announced:
-                return True
-        del self.readers[block]
-        return False
-
-
-class _Member:
-    """A worker's connection, and its place in an exchange."""
-
-    def __init__(
-        self,
-        connection: socket.socket,
-        route: Route,
-        shard: _SharedShard,
-        holding: Holding,
-        memory: mmap.mmap,
-        word: int,
-    ) -> None:
-        self.route = route
-        self.shard = shard
-        self.processes = 2
-        self.announced = 0
-        self.busy = False  # has work, or something to send
-        self._connection = connection
-        self._holding = holding
-        self._gradients = as_bytes(memory)
-        self._words = memoryview(memory)[:PAGE].cast("Q")
-        self._word = word
-        self._open = True
-        self._inbox = bytearray()
-        self._outbox = bytearray()
-        self._job: Iterator[int] | None = None
-        self._received = bytearray(REQUEST.size + 8 * shard.shape.blocks)
-
-    def copied(self) -> int:
-        """How many announcements the worker has dealt with."""
-        return self._words[self._word] if self._open else 1 << 62
-
-    def receive(self) -> None:
-        got = self._connection.recv_into(self._received)
-        if not got or self._job is not None:
-            raise _Ended
-        self._inbox += memoryview(self._received)[:got]
-        if len(self._inbox) < REQUEST.size:
-            return
-        seq, offset, since_count, operation = REQUEST.unpack_from(self._inbox)
-        if since_count not in (0, self.shard.shape.blocks):
-            raise _Ended
-        whole = REQUEST.size + 8 * since_count
-        if len(self._inbox) > whole:
-            raise _Ended
-        if len(self._inbox) == whole:
-            since = struct.unpack_from(f"={since_count}Q", self._inbox, REQUEST.size)
-            self._inbox.clear()
-            self._begin(seq, offset, operation, since)
-
-    def work(self) -> bool:
-        """About one block; False where there was nothing that could be done."""
-        if len(self._outbox) > UNSENT_BYTES:
-            return False
-        done = 0
-        try:
-            while self._job is not None and done < TURN_BYTES:
-                moved = next(self._job)
-                done += moved
-                if not moved:
-                    break
-        except Refused as refused:
-            self._refuse(refused)
-            return True
-        return done > 0
-
-    def flush(self) -> None:
-        if self._outbox:
-            with contextlib.suppress(BlockingIOError):
-                sent = self._connection.send(self._outbox)
-                del self._outbox[:sent]
-        self.busy = self._job is not None or bool(self._outbox)
-
-    def close(self) -> None:
-        self._open = False
-        self.shard.members.discard(self)
-        self._connection.close()
-
-    def _begin(self, seq: int, offset: int, number: int, since: tuple[int, ...]) -> None:
-        self.busy = True
-        try:
-            operation = Operation(number)
-        except ValueError as error:
-            raise _Ended from error
-        header = Header(self.route, seq, operation)
-        if operation.sends:
-            size = self.shard.shape.size_bytes
-            if not PAGE <= offset <= self._gradients.size - size:
-                raise _Ended
-            self._job = self._sent(header, self._gradients[offset : offset + size])
-        else:
-            self._job = self._pulled(header, since)
-
-    def _sent(self, header: Header, gradient: np.ndarray) -> Iterator[int]:
-        """The work of a push or write; yields bytes done, 0 when it has to wait."""
-        held = self._admit(header)
-        shape, shard = self.shard.shape, self.shard
-        operation = header.operation
-        change = held.write if operation is Operation.WRITE else held.push
-        kind = FRESH if operation.fetches else STATE
-        for block in range(shape.blocks):
-            while shard.holds and shard.is_read(block, self):
-                yield 0
-            start, stop = shape.bounds(block)
-            own = shard.own[: stop - start]
-            np.copyto(own, gradient[start:stop])
-            self._say(kind, block, change(header, block, own.data))
-            yield stop - start
-
-    def _pulled(self, header: Header, since: tuple[int, ...]) -> Iterator[int]:
-        held = self._admit(header)
-        worker = self.route.worker
-        for block in range(self.shard.shape.blocks):
-            state = held.read(worker, block)
-            self._say(STATE if since and state[0] <= since[block] else FRESH, block, state)
-            yield 1 << 12  # announcing is cheap: many blocks make a turn
-
-    def _admit(self, header: Header) -> HeldShard:
-        held = self._holding.admit(header)
-        if held is not self.shard.held:
-            raise Refused(Reason.WRONG_EPOCH, "this channel is of an earlier run")
-        return held
-
-    def _say(self, kind: int, block: int, state: tuple[int, tuple[int, int]]) -> None:
-        version, (incarnation, seq) = state
-        shard = self.shard
-        stamp = shard.stamps[block]
-        if kind == FRESH:
-            self.announced += 1
-            shard.reads(block, self)
-        last = block + 1 == shard.shape.blocks
-        if last:
-            self._job = None
-        self._outbox += REPLY.pack(
-            stamp + (stamp & 1),  # the change under way counts as seen: rather too old a version
-            version,
-            incarnation,
-            seq,
-            block,
-            self.processes,
-            kind,
-            last,
-        )
-
-    def _refuse(self, refused: Refused) -> None:
-        self._job = None
-        message = refused.message.encode()[:4096]
-        self._outbox += REPLY.pack(
-            len(message), refused.reason, 0, 0, refused.block, self.processes, REFUSED, 1
-        )
-        self._outbox += message
