@@ -173,7 +173,7 @@ class Header:
 
 
 State: TypeAlias = tuple[int, tuple[int, int]]  # of a block: (version, applied[worker])
-Take: TypeAlias = Callable[[memoryview], object]  # gets a block's bytes while nobody can change them
+Take: TypeAlias = Callable[[memoryview], object]  # gets a block's bytes, which stand still
 
 
 class HeldShard(Protocol):

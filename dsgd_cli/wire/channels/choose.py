@@ -17,6 +17,7 @@ from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels.base import Channel, Route, Shape, Unavailable
 from dsgd_cli.wire.channels.grpc import GrpcChannel
 from dsgd_cli.wire.channels.shm import ShmChannel
+from dsgd_cli.wire.channels.tcp import open_tcp
 
 Note = Callable[[str], None]
 
@@ -46,7 +47,7 @@ def _shm(
 Opener = Callable[[ids.Identity, str, Route, Shape, Mapping[str, Any]], Channel]
 
 # Each connects, so that it is known to work, or raises Unavailable. The order is that of `auto`.
-OPENERS: dict[str, Opener] = {"shm": _shm, "grpc": _grpc}
+OPENERS: dict[str, Opener] = {"shm": _shm, "tcp": open_tcp, "grpc": _grpc}
 
 
 def open_channel(
