@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from dsgd_cli.engine.layout import Layout, flatten, unflatten
+from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels import base
-from dsgd_cli.wire.channels.base import Channel, Exchange, Operation, Shape
+from dsgd_cli.wire.channels.base import Channel, Exchange, Operation, Route, Shape
+from dsgd_cli.wire.channels.choose import Wanted, open_channel
 
 # A shard's push of this size fits into a socket's buffers, so that it leaves without a thread.
 DIRECT_BYTES = 128 << 10
@@ -156,6 +158,28 @@ def staleness(versions: Sequence[Sequence[int]], computed_with: Copy, seq: int) 
         for shard, fetched in zip(versions, computed_with.versions, strict=True)
         for after, before in zip(shard, fetched, strict=True)
     )
+
+
+def open_channels(
+    layout: Layout,
+    wanted: Wanted,
+    identity: ids.Identity,
+    addresses: Sequence[str],
+    epoch: int,
+    me: tuple[int, int],
+) -> list[Channel]:
+    """One to each shard. `me`: worker and incarnation."""
+
+    def open_one(index: int, shape: Shape) -> Channel:
+        route = Route(identity.cluster_id, epoch, index, *me)
+        return open_channel(wanted, identity, addresses[index], route, shape, note)
+
+    return [open_one(index, shape) for index, shape in enumerate(shapes(layout))]
+
+
+def note(text: str) -> None:
+    """For the log, where the launcher reads along."""
+    print(text, flush=True)
 
 
 def shapes(layout: Layout) -> list[Shape]:

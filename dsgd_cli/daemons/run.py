@@ -207,23 +207,8 @@ class Run:
             servers=servers,
             max_block_bytes=self._max_block_bytes,
         )
-        optimizer = self._train["optimizer"]
         fences = dict(self._incarnations())
-
-        def request(index: int) -> pb.ConfigureRequest:
-            shard = layout.shards[index]
-            return pb.ConfigureRequest(
-                epoch=self.epoch,
-                run_id=self._id,
-                start=shard.start,
-                stop=shard.stop,
-                block_elements=layout.block_elements,
-                dtype=dtype,
-                optimizer=optimizer["name"],
-                options_json=json.dumps(optimizer.get("options", {})),
-                fences=fences,
-            )
-
+        request = configuration(layout, self.epoch, self._id, self._train["optimizer"], fences)
         await self._peers.all("Configure", request, SLOW_CALL_TIMEOUT_S)
         return ev.Configured()
 
@@ -248,6 +233,32 @@ class Run:
             for index, reply in enumerate(replies)
         ]
         return ev.Exported()
+
+
+def configuration(
+    layout: Layout,
+    epoch: int,
+    run_id: str,
+    optimizer: Mapping[str, Any],
+    fences: Mapping[int, int],
+) -> Callable[[int], pb.ConfigureRequest]:
+    """server's index -> what its shard is."""
+
+    def request(index: int) -> pb.ConfigureRequest:
+        shard = layout.shards[index]
+        return pb.ConfigureRequest(
+            epoch=epoch,
+            run_id=run_id,
+            start=shard.start,
+            stop=shard.stop,
+            block_elements=layout.block_elements,
+            dtype=layout.dtype,
+            optimizer=optimizer["name"],
+            options_json=json.dumps(optimizer.get("options", {})),
+            fences=fences,
+        )
+
+    return request
 
 
 def settings(seed: int, train: Mapping[str, Any]) -> ev.Settings:

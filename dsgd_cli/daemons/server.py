@@ -65,7 +65,16 @@ async def _serve(line: Line, setup: Setup) -> None:
     await server.start()
     line.send({"type": "ready", "port": port, "pid": os.getpid()})
     threading.Thread(target=_warm_up, daemon=True).start()
+    line.listen(lambda message: _hear(line, setup.bind, message))
     await server.wait_for_termination()
+
+
+def _hear(line: Line, bind: str, message: Message) -> None:
+    """What the agent says: a server's orders come from the coordinator, all but `dsgd bench`'s."""
+    if message.get("type") == "echo":
+        from dsgd_cli.daemons.benching import offer_echo
+
+        offer_echo(line, bind)
 
 
 def _warm_up() -> None:
@@ -179,7 +188,10 @@ class Service(ServerServicer):
         carrier = self.carriers.get(request.kind)
         if carrier is None:
             raise Refused(Reason.NO_CARRIER, f"there is no {request.kind} here")
-        return pb.OpenChannelReply(**{request.kind: carrier.open(request, route, held)})
+        opened = carrier.open(request, route, held)
+        if isinstance(opened, pb.TcpTicket):
+            return pb.OpenChannelReply(tcp=opened)
+        return pb.OpenChannelReply(shm=opened)
 
     async def Health(self, request: pb.HealthRequest, context: Any) -> pb.HealthReply:
         return pb.HealthReply(cluster_id=self._cluster_id, shard=self._index, epoch=self._epoch)
@@ -232,9 +244,8 @@ class Service(ServerServicer):
         """Ends the channels whose every exchange would be refused from now on."""
 
         def is_over(route: Route) -> bool:
-            return (
-                route.epoch != self._epoch
-                or route.incarnation < self._fences.get(route.worker, 0)
+            return route.epoch != self._epoch or route.incarnation < self._fences.get(
+                route.worker, 0
             )
 
         for carrier in self.carriers.values():

@@ -21,17 +21,17 @@ import numpy as np
 
 from dsgd_cli.daemons import material
 from dsgd_cli.daemons.material import Files, Material
-from dsgd_cli.daemons.parameters import Parameters, shapes
+from dsgd_cli.daemons.parameters import Parameters, open_channels
 from dsgd_cli.engine.algorithms.downpour import Action, Downpour
-from dsgd_cli.engine.layout import Layout, cut
+from dsgd_cli.engine.layout import cut
 from dsgd_cli.engine.shard import all_finite
 from dsgd_cli.engine.tasks import Task, order
 from dsgd_cli.learning.datasets import Dataset
 from dsgd_cli.learning.evaluate import evaluate
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire import identity as ids
-from dsgd_cli.wire.channels.base import Channel, Operation, Route, Shape
-from dsgd_cli.wire.channels.choose import Wanted, open_channel
+from dsgd_cli.wire.channels.base import Operation
+from dsgd_cli.wire.channels.choose import Wanted
 
 REPORT_S = 0.2
 GATHER_BYTES = 256 << 10  # of examples at a time: a few batches, that stay in a core's cache
@@ -82,11 +82,6 @@ class Tally:
 def quiet() -> AbstractContextManager[Any]:
     """Numbers may overflow: a gradient that is not finite is dealt with, not warned of."""
     return np.errstate(all="ignore")
-
-
-def note(text: str) -> None:
-    """For the log, where the launcher reads along."""
-    print(text, flush=True)
 
 
 class Trainer:
@@ -143,19 +138,11 @@ class Trainer:
             return
         shapes = [(tensor.name, tuple(tensor.shape)) for tensor in cut_.tensors]
         layout = cut(shapes, cut_.dtype, cut_.servers, cut_.max_block_bytes)
-        self._parameters = Parameters(layout, self._channels(layout, identity, addresses))
+        me = (self._worker, self._incarnation)
+        channels = open_channels(layout, self._wanted, identity, addresses, self.epoch, me)
+        self._parameters = Parameters(layout, channels)
         if self.over:
             self._parameters.close()
-
-    def _channels(
-        self, layout: Layout, identity: ids.Identity, addresses: Sequence[str]
-    ) -> list[Channel]:
-        def open_one(index: int, shape: Shape) -> Channel:
-            me = (self._worker, self._incarnation)
-            route = Route(identity.cluster_id, self.epoch, index, *me)
-            return open_channel(self._wanted, identity, addresses[index], route, shape, note)
-
-        return [open_one(index, shape) for index, shape in enumerate(shapes(layout))]
 
     def initialise(self) -> None:
         """Writes the first parameters into every shard."""

@@ -21,6 +21,7 @@ from dsgd_cli.daemons import lifecycle
 from dsgd_cli.daemons.lifecycle import Line, Message, Setup
 
 if TYPE_CHECKING:
+    from dsgd_cli.daemons.benching import Bench
     from dsgd_cli.daemons.trainer import Trainer
     from dsgd_cli.wire import dsgd_pb2 as pb
 
@@ -45,12 +46,13 @@ class Worker:
         self._setup = setup
         _, self._index = names.split_process(setup.process)
         self._identity = ids.Identity(setup.process, setup.cluster_id, **setup.tls)
-        self._inbox: queue.SimpleQueue[pb.FromCoordinator] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[pb.FromCoordinator | Message] = queue.SimpleQueue()
         self._told = threading.Condition()
         self._coordinator = ""
         self._files: dict[str, str | None] = {}
         self._servers: tuple[str, ...] = ()
         self._trainer: Trainer | None = None
+        self._bench: Bench | None = None
         line.listen(self._listen)
         self._session = Session(self._identity, self._await_join(), self._heard, self._lost_session)
 
@@ -88,6 +90,8 @@ class Worker:
                 self._coordinator = message["coordinator"]
             elif kind == "files":
                 self._files = {what: message.get(what) for what in ("model", "data")}
+            elif kind == "bench":
+                self._inbox.put(message)
             self._told.notify_all()
 
     def _heard(self, message: pb.FromCoordinator) -> None:
@@ -113,7 +117,10 @@ class Worker:
             self._told.wait_for(lambda: self._coordinator)
             return self._coordinator
 
-    def _take(self, message: pb.FromCoordinator) -> None:
+    def _take(self, message: pb.FromCoordinator | Message) -> None:
+        if isinstance(message, dict):
+            self._line.send({"type": "benched", **self._benched(message)})
+            return
         kind = message.WhichOneof("kind")
         if kind == "servers":
             self._reach(tuple(message.servers.addresses))
@@ -150,6 +157,16 @@ class Worker:
             "evaluate": lambda: trainer.evaluate(body.evaluation),
         }
         self._guarded(orders[kind])
+
+    def _benched(self, order: Message) -> Message:
+        from dsgd_cli.daemons.benching import Bench
+
+        if self._bench is None:
+            self._bench = Bench(self._identity, self._index, self._session.incarnation)
+        try:
+            return self._bench.obey(order, self._servers, self._files)
+        except Exception as error:
+            return {"error": lifecycle.one_sentence(error)}
 
     def _prepare(self, prepare: pb.Prepare) -> None:
         from dsgd_cli.daemons.trainer import Trainer
