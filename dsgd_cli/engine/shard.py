@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from dsgd_cli.contract.errors import DsgdError
 from dsgd_cli.engine.optimizers import CHUNK, Optimizer
 
+STAMP_OF_WRITE = 1 << 40
 NOTHING = (0, 0)  # the (incarnation, seq) of a worker that a block has not heard of
 
 State: TypeAlias = tuple[int, tuple[int, int]]  # version, applied[worker]
@@ -80,6 +81,17 @@ class _Scratch(threading.local):
         self.array = np.empty(size, dtype)
 
 
+_turnstile = threading.Lock()
+
+
+def _in_order() -> None:
+    """Stores before it are seen before those after it, on every processor, by other processes."""
+    with _turnstile:
+        pass
+    with _turnstile:
+        pass
+
+
 def all_finite(vector: NDArray[Any]) -> bool:
     """Whether a flat vector has neither NaN nor infinity."""
     with np.errstate(all="ignore"):
@@ -89,7 +101,8 @@ def all_finite(vector: NDArray[Any]) -> bool:
 class Shard:
     """`values` is the shard's slice of the parameters; the shard owns it from now on.
 
-    `stamps` (one per block) tell who only sees the memory when a block changes: odd while it does.
+    `stamps` (one per block) are for who only sees the memory: 2 x version in the lower 40 bits, the
+    number of first values written above, and odd while the block changes.
     """
 
     def __init__(
@@ -168,8 +181,10 @@ class Shard:
             if not all_finite(values):
                 raise _not_finite(block, values)
             self._stamps[block] += 1
+            _in_order()
             np.copyto(self._data[block], values)
-            self._stamps[block] += 1
+            _in_order()
+            self._stamps[block] += STAMP_OF_WRITE - 1
 
     def read(self, block: int) -> memoryview:
         """The block's bytes, read-only and live: valid until the next update of the block."""
@@ -230,7 +245,9 @@ class Shard:
             version = self._version[block] + 1
             data, slots, scratch = self._data[block], self._slots[block], self._scratch.array
             self._stamps[block] += 1
+            _in_order()
             self._update(data, slots, gradient, scratch, version)
+            _in_order()
             self._stamps[block] += 1
             self._version[block] = version
 

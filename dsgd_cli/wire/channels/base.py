@@ -190,7 +190,8 @@ class HeldShard(Protocol):
     @property
     def memory(self) -> int:
         """A memfd: the values (`shape.size_bytes`, rounded up to 64), then one 8-byte stamp for
-        each block: odd while the values change, then 2 x the number of changes."""
+        each block: 2 x version in the lower 40 bits, the number of first values written above, and
+        odd while the block changes."""
 
     def push(self, header: Header, block: int, data: Data, take: Take | None = None) -> State:
         """Apply a gradient, or skip it if it is a duplicate. Raises Refused."""

@@ -16,6 +16,7 @@ import os
 import socket
 import struct
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -66,6 +67,7 @@ PAUSE_S = (0.02, 1.0)  # between attempts: the first, and at most
 FROZEN_PAUSE_S = 0.02
 NAP_S = 20e-6  # while the server is changing a block
 RECEIVE_BYTES = 1 << 14
+VERSION_BITS = (1 << 40) - 1  # of a stamp: see `HeldShard.memory`
 MESSAGE_BYTES = 1 << 12  # of a refusal
 
 Ask: TypeAlias = Callable[[], pb.ShmTicket]
@@ -237,7 +239,7 @@ class ShmChannel:
         """Takes what has come, or what comes next."""
         for reply in link.receive(self._spin, wait=not self._torn):
             if reply.kind == REFUSED:
-                message = link.message(reply.stamp)
+                message = link.message(reply.seq)
                 raise Refused(Reason(reply.version), f"{self._peer}: {message}", reply.block)
             self._take(link, reply)
         if self._torn:
@@ -276,8 +278,7 @@ class ShmChannel:
         fence()
         if link.stamps[block] != before:
             return False
-        if reply.version:  # else what changed may have been a first value, which is no update
-            self._exchange.versions[block] += (before - reply.stamp) // 2
+        self._exchange.versions[block] = (before & VERSION_BITS) >> 1  # others' pushes included
         link.copied()
         return True
 
@@ -370,6 +371,7 @@ class _Link:
         self._copied = 0
         self._word = word[1]
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        weakref.finalize(self, self._socket.close)
         try:
             limit = struct.pack("@ll", int(stall_s), int(stall_s % 1 * 1e6))
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
@@ -443,7 +445,7 @@ class _Link:
         self._word[0] = self._copied
 
     def shut(self) -> None:
-        """From any thread."""
+        """From any thread; the descriptor lives as long as somebody could be using it."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 

@@ -241,9 +241,7 @@ class _SharedShard:
     def __init__(self, held: HeldShard) -> None:
         self.held = held
         self.shape = held.shape
-        begin = stamps_at(self.shape.size_bytes)
-        self.size_bytes = begin + 8 * self.shape.blocks
-        self.stamps = memoryview(attach(held.memory, self.size_bytes))[begin:].cast("Q")
+        self.size_bytes = stamps_at(self.shape.size_bytes) + 8 * self.shape.blocks
         self.members: set[_Member] = set()
         self.readers: dict[int, list[tuple[_Member, int, float]]] = {}
         self.own = np.empty(min(self.shape.block_bytes, self.shape.size_bytes), np.uint8)
@@ -394,7 +392,6 @@ class _Member:
     def _say(self, kind: int, block: int, state: State) -> None:
         version, (incarnation, seq) = state
         shard = self.shard
-        stamp = shard.stamps[block]
         if kind == FRESH:
             self.announced += 1
             shard.reads(block, self)
@@ -402,7 +399,6 @@ class _Member:
         if last:
             self._job = None
         self._outbox += REPLY.pack(
-            stamp + (stamp & 1),  # the change under way counts as seen: rather too old a version
             version,
             incarnation,
             seq,
@@ -416,6 +412,6 @@ class _Member:
         self._job = None
         message = refused.message.encode()[:MESSAGE_BYTES]
         self._outbox += REPLY.pack(
-            len(message), refused.reason, 0, 0, refused.block, self.processes, REFUSED, 1
+            refused.reason, 0, len(message), refused.block, self.processes, REFUSED, 1
         )
         self._outbox += message

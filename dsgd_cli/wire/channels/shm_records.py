@@ -24,15 +24,14 @@ TICKET_BYTES = 16
 HELLO = struct.Struct("=8s16sQII")  # magic, ticket, memory bytes, word, processes like the server
 WELCOME = struct.Struct("=8sQ")  # magic, memory bytes
 REQUEST = struct.Struct("=QQIB3x")  # seq, offset, number of versions that follow, operation
-REPLY = struct.Struct("=QQQQIHBB")
+REPLY = struct.Struct("=QQQIHBB")
 
 STATE, FRESH, REFUSED = range(3)
 
 
 class Reply(NamedTuple):
-    """About one block. A refusal: `version` is the reason, `stamp` the length of its message."""
+    """About one block. A refusal: `version` is the reason, `seq` the length of its message."""
 
-    stamp: int
     version: int
     incarnation: int
     seq: int

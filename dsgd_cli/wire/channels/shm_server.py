@@ -44,6 +44,8 @@ class ShmCarrier:
         self._tickets: dict[bytes, Ticket] = {}
         self._orders: queue.SimpleQueue[Callable[[Route], bool] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._loop: Loop | None = None
+        self._closed = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
@@ -76,11 +78,15 @@ class ShmCarrier:
         os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         self._orders.put(None)
         os.eventfd_write(self._wake, 1)
         if self._thread is not None:
             self._thread.join(5)
         self._listener.close()
+        os.close(self._wake)
 
     def take(self, ticket: bytes) -> Ticket | None:
         """The ticket, which is used up by this."""
@@ -93,18 +99,17 @@ class ShmCarrier:
     def _run(self) -> None:
         from dsgd_cli.wire.channels.shm_loop import Loop
 
-        loop = Loop(self._holding, self.take, self._spin, self._listener, self._wake)
+        loop = self._loop = Loop(self._holding, self.take, self._spin, self._listener, self._wake)
         try:
             while True:
                 loop.turn()
-                if loop.woken:
-                    loop.woken = False
-                    if self._obey(loop):
-                        return
+                if loop.woken and self._obey(loop):
+                    return
         finally:
             loop.close()
 
     def _obey(self, loop: Loop) -> bool:
+        loop.woken = False
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
         while not self._orders.empty():
