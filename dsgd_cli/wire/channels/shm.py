@@ -149,6 +149,7 @@ class ShmChannel:
         self._answered = 0
         self._torn: deque[Reply] = deque()
         self._last = False
+        self._reading = False  # `advance` has been called since `begin`
         self._pause_s = PAUSE_S[0]
         self._stalls_at = self._gives_up_at = 0.0
         self._closed = False
@@ -172,6 +173,9 @@ class ShmChannel:
             if self._link is None:
                 self._link = self._connect()
                 self._send(self._link)
+            if not self._reading:
+                self._reading = True
+                self._link.reads(True)
             return self._answers(self._link)
         except Refused as refused:
             return self._refused(refused)
@@ -209,7 +213,7 @@ class ShmChannel:
         exchange.versions = [0] * blocks
         exchange.applied = [(0, 0)] * blocks
         self._answered = 0
-        self._last = False
+        self._last = self._reading = False
         self._torn.clear()
         offset = 0
         if exchange.operation.sends:
@@ -246,6 +250,8 @@ class ShmChannel:
             self._again(link)
         if self._last and not self._torn:
             self._check_complete()
+            self._reading = False
+            link.reads(False)
             return True
         return False
 
@@ -442,7 +448,11 @@ class _Link:
     def copied(self) -> None:
         """Tells the server that one more announced block may change."""
         self._copied += 1
-        self._word[0] = self._copied
+        self._word[0] = self._copied << 1 | 1
+
+    def reads(self, now: bool) -> None:
+        """Tells it whether anybody is about to copy, or the announcements just lie there."""
+        self._word[0] = self._copied << 1 | now
 
     def shut(self) -> None:
         """From any thread; the descriptor lives as long as somebody could be using it."""

@@ -8,13 +8,14 @@ from the shard's shape. A block of the gradient is copied to memory of our own f
 applied there, so a worker that writes while it should not spoils its own update, not the shard.
 
 A worker copies what was announced while others push. So that it need not copy again and again, a
-block stays unchanged until its readers have said in their word that they are done, for at most
-`HOLD_S`: a courtesy, which correctness does not need (see `shm`).
+block stays unchanged while a reader says in its word that it is at it, for at most `HOLD_S`: a
+courtesy, which correctness does not need (see `shm`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import select
@@ -68,6 +69,7 @@ HOLD_S = 0.01
 HOLD_BLOCK_BYTES = 1 << 17  # a smaller block is copied before anybody could wait for it
 NAP_S = 30e-6
 IDLE_S = 1.0
+_GONE = 1 << 63  # in place of its word: it has read whatever it will
 
 
 class Loop:
@@ -243,15 +245,14 @@ class _SharedShard:
         self.shape = held.shape
         self.size_bytes = stamps_at(self.shape.size_bytes) + 8 * self.shape.blocks
         self.members: set[_Member] = set()
-        self.readers: dict[int, list[tuple[_Member, int, float]]] = {}
+        self.readers: dict[int, dict[_Member, _Reader]] = {}
         self.own = np.empty(min(self.shape.block_bytes, self.shape.size_bytes), np.uint8)
         self.holds = self.shape.block_bytes >= HOLD_BLOCK_BYTES
 
     def reads(self, block: int, member: _Member) -> None:
         """The block has been announced to the member."""
         if self.holds and len(self.members) > 1:
-            entry = (member, member.announced, time.monotonic() + HOLD_S)
-            self.readers.setdefault(block, []).append(entry)
+            self.readers.setdefault(block, {})[member] = _Reader(member.announced)
 
     def is_read(self, block: int, but: _Member) -> bool:
         """Whether somebody else is copying the block now."""
@@ -259,11 +260,25 @@ class _SharedShard:
         if not readers:
             return False
         now = time.monotonic()
-        for member, announced, until in readers:
-            if member is not but and now < until and member.copied() < announced:
-                return True
-        del self.readers[block]
-        return False
+        busy = False
+        for member, reader in tuple(readers.items()):
+            copied, reading = member.copied()
+            if member is but or copied >= reader.announced or reader.until < now:
+                del readers[member]
+            elif reading:
+                reader.until = min(reader.until, now + HOLD_S)
+                busy = True
+        return busy
+
+
+class _Reader:
+    """A member that was told of a block; `until`: how long who changes it waits."""
+
+    __slots__ = ("announced", "until")
+
+    def __init__(self, announced: int) -> None:
+        self.announced = announced
+        self.until = math.inf  # it counts from when somebody first has to wait
 
 
 class _Member:
@@ -294,9 +309,10 @@ class _Member:
         self._job: Iterator[int] | None = None
         self._received = bytearray(REQUEST.size + 8 * shard.shape.blocks)
 
-    def copied(self) -> int:
-        """How many announcements the worker has dealt with."""
-        return self._words[self._word] if self._open else 1 << 62
+    def copied(self) -> tuple[int, int]:
+        """How many announcements the worker has dealt with, and whether it is reading at all."""
+        word = self._words[self._word] if self._open else _GONE
+        return word >> 1, word & 1
 
     def receive(self) -> None:
         got = self._connection.recv_into(self._received)

@@ -269,18 +269,29 @@ def test_readers_of_large_blocks_are_waited_for_but_not_for_long(
     began = time.monotonic()
     push(writer, 2, world.vector(1))
     assert time.monotonic() - began < 0.25  # the reader is done and has said so
-    reader.begin(Exchange(Operation.PULL, into=world.vector().data.cast("B")))
-    until(lambda: bool(_readers(world)), "no reader is known")
+    _announce(world, reader)
     began = time.monotonic()
     push(writer, 3, world.vector(1))
-    assert 0.1 < time.monotonic() - began < 5  # it does not read on, and is waited for no longer
+    assert time.monotonic() - began < 0.25  # it has not begun to read
     while not reader.advance():
         pass
+    _announce(world, reader)
+    assert reader._link is not None
+    reader._link.reads(True)
+    began = time.monotonic()
+    push(writer, 4, world.vector(1))
+    assert 0.25 < time.monotonic() - began < 5  # it does not go on, and is waited for no longer
 
 
-def _readers(world: World) -> Any:
+def _announce(world: World, reader: ShmChannel) -> None:
+    reader.begin(Exchange(Operation.PULL, into=world.vector().data.cast("B")))
     loop = world.carrier._loop
-    return [readers for shard in loop._shards.values() for readers in shard.readers.values()]
+    shards = loop._shards.values() if loop else ()
+
+    def known() -> bool:
+        return any(readers for shard in shards for readers in tuple(shard.readers.values()))
+
+    until(known, "no reader is known")
 
 
 # ── slots, and a worker that does not keep the rules ───────────────────────────────────────────
