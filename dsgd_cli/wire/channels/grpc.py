@@ -70,6 +70,7 @@ class GrpcChannel:
         self._stream: _Stream | None = None
         self._exchange = Exchange(Operation.PULL)
         self._next_block = 0
+        self._farthest = 0  # of this exchange, over all attempts
         self._gives_up_at = 0.0
         self._pause_s = PAUSE_S[0]
         self._closed = False
@@ -78,6 +79,7 @@ class GrpcChannel:
 
     def begin(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self._farthest = 0
         self._gives_up_at = time.monotonic() + self._give_up_s
         self._pause_s = PAUSE_S[0]
         self._send()
@@ -124,7 +126,9 @@ class GrpcChannel:
     def _progress(self) -> None:
         now = time.monotonic()
         self.stalls_at = now + self._stall_s
-        self._gives_up_at = now + self._give_up_s
+        if self._next_block > self._farthest:  # what came before is no reason not to give up
+            self._farthest = self._next_block
+            self._gives_up_at = now + self._give_up_s
 
     def _take(self, reply: pb.ExchangeReply) -> None:
         exchange = self._exchange

@@ -84,6 +84,7 @@ class TcpChannel:
         self._unsent: list[memoryview] = []
         self._to_send: list[frames.Run] = []  # reversed: what still goes up
         self._to_come: list[frames.Run] = []  # reversed: what still comes down
+        self._least_left = 0  # of this exchange, over all attempts
         self._stalls_at = 0.0
         self._gives_up_at = 0.0
         self._pause_s = PAUSE_S[0]
@@ -106,6 +107,7 @@ class TcpChannel:
 
     def begin(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self._least_left = 2 * len(self._all_runs) + 1
         self._gives_up_at = time.monotonic() + self._give_up_s
         self._pause_s = PAUSE_S[0]
         self._again()
@@ -210,7 +212,18 @@ class TcpChannel:
             sent -= len(unsent.pop(0))
         if unsent:
             unsent[0] = unsent[0][sent:]
+        else:
+            self._moved()
         return True
+
+    def _moved(self) -> None:
+        """A frame has passed. Only what never passed before is a reason not to give up."""
+        now = time.monotonic()
+        self._stalls_at = now + self._stall_s
+        left = len(self._to_send) + len(self._to_come)
+        if left < self._least_left:
+            self._least_left = left
+            self._gives_up_at = now + self._give_up_s
 
     def _next_frame(self, link: _Link) -> None:
         start, stop = frames.bounds(self._shape, self._to_send.pop())
@@ -240,9 +253,7 @@ class TcpChannel:
             return True
         else:
             raise Broken(f"{kind.name} out of order")
-        now = time.monotonic()
-        self._stalls_at = now + self._stall_s
-        self._gives_up_at = now + self._give_up_s
+        self._moved()
         self._expect(link)
         return False
 
