@@ -40,6 +40,7 @@ from dsgd_cli.wire.channels.base import (
 )
 from dsgd_cli.wire.channels.grpc import header_of
 from dsgd_cli.wire.channels.shm_memory import (
+    Bytes,
     GradientMemory,
     Unfit,
     as_bytes,
@@ -59,6 +60,7 @@ from dsgd_cli.wire.channels.shm_records import (
     Reply,
     host,
 )
+from dsgd_cli.wire.channels.shm_snapshots import ring, ring_bytes
 from dsgd_cli.wire.channels.spin import Spin
 from dsgd_cli.wire.dsgd_pb2_grpc import ServerStub
 
@@ -117,11 +119,14 @@ def open_ticket(identity: ids.Identity, address: str, route: Route, shape: Shape
 
 
 class ShmChannel:
-    """A `Channel` over shared memory. `servers`: how many of them the worker has on this host."""
+    """A `Channel` over shared memory. `servers`: how many of them the worker has on this host.
+
+    Without an identity, `ask` must say where tickets come from.
+    """
 
     def __init__(
         self,
-        identity: ids.Identity,
+        identity: ids.Identity | None,
         address: str,
         route: Route,
         shape: Shape,
@@ -133,7 +138,11 @@ class ShmChannel:
         stall_s: float = 10.0,
         give_up_s: float = 15.0,
     ) -> None:
-        self._ask = ask or partial(open_ticket, identity, address, route, shape)
+        if ask is None:
+            assert identity is not None
+            ask = partial(open_ticket, identity, address, route, shape)
+        self._ask = ask
+        self._identity = identity
         self._address = address
         self._peer = process_name("server", route.shard)
         self._shape = shape
@@ -272,19 +281,17 @@ class ShmChannel:
 
     def _copied(self, link: _Link, reply: Reply) -> bool:
         """Copies the block; False where the server changed it meanwhile."""
-        block = reply.block
-        before = link.stamps[block]
-        if before & 1:
-            return False
-        fence()
-        start, stop = self._shape.bounds(block)
         into = self._exchange.into
         assert into is not None
-        np.copyto(np.frombuffer(into, np.uint8)[start:stop], link.values[start:stop])
-        fence()
-        if link.stamps[block] != before:
+        start, stop = self._shape.bounds(reply.block)
+        target = np.frombuffer(into, np.uint8)[start:stop]
+        if reply.place and link.copy_snapshot(reply.place, reply.stamp, target):
+            link.copied()
+            return True
+        stamp = link.copy_block(reply.block, start, target)
+        if stamp is None:
             return False
-        self._exchange.versions[block] = (before & VERSION_BITS) >> 1  # others' pushes included
+        self._exchange.versions[reply.block] = (stamp & VERSION_BITS) >> 1  # with others' pushes
         link.copied()
         return True
 
@@ -334,6 +341,8 @@ class ShmChannel:
         if time.monotonic() + self._pause_s >= self._gives_up_at:
             if isinstance(error, ids.PeerUnreachable):
                 raise error
+            if self._identity is not None:
+                ids.probe(self._identity, self._peer, self._address)  # says why, if it can
             why = f"did not answer for {self._give_up_s:g} s ({error})"
             raise ids.PeerUnreachable(self._peer, self._address, why) from error
         time.sleep(self._pause_s)
@@ -396,23 +405,31 @@ class _Link:
         hello = HELLO.pack(MAGIC, ticket, gradients.size_bytes, index, self._servers)
         socket.send_fds(self._socket, [hello], [gradients.fd])
         data, fds, _, _ = socket.recv_fds(
-            self._socket, WELCOME.size, 1, socket.MSG_CMSG_CLOEXEC | socket.MSG_WAITALL
+            self._socket, WELCOME.size, 2, socket.MSG_CMSG_CLOEXEC | socket.MSG_WAITALL
         )
         try:
-            if len(data) != WELCOME.size or len(fds) != 1:
+            if len(data) != WELCOME.size:
                 raise Lost("the server did not welcome this worker")
-            magic, size = WELCOME.unpack(data)
-            begin = stamps_at(shape.size_bytes)
-            if magic != MAGIC or size != begin + 8 * shape.blocks:
-                raise Lost("the server has another shard")
-            memory = attach(fds[0], size)
+            magic, size, snapshots = WELCOME.unpack(data)
+            if magic != MAGIC or len(fds) != 1 + bool(snapshots):
+                raise Lost("the server did not welcome this worker")
+            self._attach(fds, size, shape)
         except Unfit as error:
             raise Lost(f"the server's memory is not fit: {error}") from error
         finally:
             for fd in fds:
                 os.close(fd)
-        self.values = as_bytes(memory)[: shape.size_bytes]
-        self.stamps = memoryview(memory)[begin:].cast("Q")
+
+    def _attach(self, fds: Sequence[int], size: int, shape: Shape) -> None:
+        begin = stamps_at(shape.size_bytes)
+        if size != begin + 8 * shape.blocks:
+            raise Lost("the server has another shard")
+        memory = attach(fds[0], size)
+        self._values = as_bytes(memory)[: shape.size_bytes]
+        self._stamps = memoryview(memory)[begin:].cast("Q")
+        self._places: list[Bytes] = []
+        if len(fds) > 1:
+            self._place_stamps, self._places = ring(attach(fds[1], ring_bytes(shape)), shape)
 
     def request(self, exchange: Exchange, offset: int) -> None:
         since = exchange.since
@@ -444,6 +461,27 @@ class _Link:
             self._held += got
         self._held = 0  # nothing follows a refusal
         return bytes(self._view[:length]).decode("utf-8", "replace")
+
+    def copy_block(self, block: int, start: int, target: Bytes) -> int | None:
+        """Copies it from the shard; its stamp, or None where the server changed it meanwhile."""
+        before = self._stamps[block]
+        if before & 1:
+            return None
+        fence()
+        np.copyto(target, self._values[start : start + target.size])
+        fence()
+        return before if self._stamps[block] == before else None
+
+    def copy_snapshot(self, place: int, stamp: int, target: Bytes) -> bool:
+        """Copies a block from its snapshot; False where the next one has taken its place."""
+        if place > len(self._places):
+            raise Lost("a snapshot that is not there")
+        if self._place_stamps[place - 1] != stamp:
+            return False
+        fence()
+        np.copyto(target, self._places[place - 1][: target.size])
+        fence()
+        return self._place_stamps[place - 1] == stamp
 
     def copied(self) -> None:
         """Tells the server that one more announced block may change."""

@@ -58,17 +58,19 @@ from dsgd_cli.wire.channels.shm_records import (
     WELCOME,
     Ticket,
 )
+from dsgd_cli.wire.channels.shm_snapshots import Snapshot, Snapshots, pays
 from dsgd_cli.wire.channels.spin import Spin
 
 STRANGERS = 64  # connections that have not shown a ticket yet
 STRANGER_LIFE_S = 10.0
 TURN_BYTES = 1 << 20  # of one connection, before the others have theirs
-UNSENT_BYTES = 1 << 16  # a worker that does not read its replies waits
 MESSAGE_BYTES = 1 << 12
 HOLD_S = 0.01
 HOLD_BLOCK_BYTES = 1 << 17  # a smaller block is copied before anybody could wait for it
 NAP_S = 30e-6
 IDLE_S = 1.0
+PREPARED = 8  # slots of one worker
+POPULATE_READ = 22  # MADV_POPULATE_READ, not in the `mmap` module
 _GONE = 1 << 63  # in place of its word: it has read whatever it will
 
 
@@ -93,16 +95,16 @@ class Loop:
         self._epoll.register(wake, select.EPOLLIN)
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._strangers: dict[int, tuple[socket.socket, float]] = {}
-        self._members: dict[int, _Member] = {}
+        self._members: dict[int, Member] = {}
         self._shards: dict[int, _SharedShard] = {}  # by id(held)
-        self._working: dict[int, _Member] = {}
+        self._working: dict[int, Member] = {}
         self._sweep_at = 0.0
 
     def turn(self) -> None:
         """What has come in, then one piece of work of everybody."""
         events = self._poll() if self._working else self._spin.wait(self._poll, self._sleep)
-        for fd, _ in events:
-            self._event(fd)
+        for fd, mask in events:
+            self._event(fd, mask)
         if self._working:
             self._work(bool(events))
         if self._strangers and time.monotonic() > self._sweep_at:
@@ -126,11 +128,14 @@ class Loop:
     def _sleep(self) -> list[tuple[int, int]]:
         return self._epoll.poll(IDLE_S)
 
-    def _event(self, fd: int) -> None:
+    def _event(self, fd: int, mask: int) -> None:
         member = self._members.get(fd)
         try:
             if member is not None:
-                member.receive()
+                if mask & select.EPOLLOUT:
+                    self._epoll.modify(fd, select.EPOLLIN)
+                if mask & ~select.EPOLLOUT:
+                    member.receive()
                 if member.busy:
                     self._working[fd] = member
             elif fd in self._strangers:
@@ -146,7 +151,7 @@ class Loop:
             self._drop(fd)
 
     def _work(self, moved: bool) -> None:
-        """A piece of each; the announcements after all, so that nobody reads what changes next."""
+        """A piece of each; the answers after all, so that nobody reads what changes next."""
         working = tuple(self._working.items())
         for fd, member in working:
             try:
@@ -156,11 +161,16 @@ class Loop:
                 self._drop(fd)
         for fd, member in working:
             try:
-                member.flush()
-            except (_Ended, OSError):
+                stuck = member.flush()
+            except OSError:
                 self._drop(fd)
-            if not member.busy:
+                continue
+            if stuck:  # it does not read: on with it when it does
+                self._epoll.modify(fd, select.EPOLLIN | select.EPOLLOUT)
+            if stuck or not member.busy:
                 self._working.pop(fd, None)
+        for _, member in working:
+            member.shard.fresh.clear()
         if not moved:
             time.sleep(NAP_S)
 
@@ -198,8 +208,9 @@ class Loop:
             for received in fds:
                 os.close(received)
         shard = self._shared(ticket.held)
-        socket.send_fds(connection, [WELCOME.pack(MAGIC, shard.size_bytes)], [ticket.held.memory])
-        member = _Member(connection, ticket.route, shard, self._holding, memory, word)
+        welcome = WELCOME.pack(MAGIC, shard.size_bytes, len(shard.fds) - 1)
+        socket.send_fds(connection, [welcome], shard.fds)
+        member = Member(connection, ticket.route, shard, self._holding, memory, word)
         del self._strangers[fd]
         self._members[fd] = member
         shard.members.add(member)
@@ -244,17 +255,38 @@ class _SharedShard:
         self.held = held
         self.shape = held.shape
         self.size_bytes = stamps_at(self.shape.size_bytes) + 8 * self.shape.blocks
-        self.members: set[_Member] = set()
-        self.readers: dict[int, dict[_Member, _Reader]] = {}
+        self.members: set[Member] = set()
+        self.readers: dict[int, dict[Member, _Reader]] = {}
         self.own = np.empty(min(self.shape.block_bytes, self.shape.size_bytes), np.uint8)
         self.holds = self.shape.block_bytes >= HOLD_BLOCK_BYTES
+        self.snapshots = Snapshots(self.shape) if pays(self.shape) else None
+        self.fds = [held.memory] + ([self.snapshots.fd] if self.snapshots else [])
+        self.fresh: dict[int, Snapshot] = {}  # of this turn
 
-    def reads(self, block: int, member: _Member) -> None:
-        """The block has been announced to the member."""
-        if self.holds and len(self.members) > 1:
-            self.readers.setdefault(block, {})[member] = _Reader(member.announced)
+    def announce(self, block: int, member: Member) -> Snapshot | None:
+        """What the member is to read: a copy of the block, or None: the block itself."""
+        member.announced += 1
+        if len(self.members) == 1:
+            return None
+        if self.snapshots is None:
+            if self.holds:
+                self._reads(block, member, member.announced)
+            return None
+        snapshot = self.fresh.get(block)
+        if snapshot is None:
+            old_block, readers = self.snapshots.next_readers()
+            for reader, announced in readers:  # too late for the copy, it may read the block
+                if reader.copied()[0] < announced:
+                    self._reads(old_block, reader, announced)
+            snapshot = self.snapshots.take(self.held, member.route.worker, block)
+            self.fresh[block] = snapshot
+        self.snapshots.reads(snapshot, member)
+        return snapshot
 
-    def is_read(self, block: int, but: _Member) -> bool:
+    def _reads(self, block: int, member: Member, announced: int) -> None:
+        self.readers.setdefault(block, {})[member] = _Reader(announced)
+
+    def is_read(self, block: int, but: Member) -> bool:
         """Whether somebody else is copying the block now."""
         readers = self.readers.get(block)
         if not readers:
@@ -281,7 +313,7 @@ class _Reader:
         self.until = math.inf  # it counts from when somebody first has to wait
 
 
-class _Member:
+class Member:
     """A worker's connection, and its place in an exchange."""
 
     def __init__(
@@ -300,12 +332,16 @@ class _Member:
         self.busy = False  # has work, or something to send
         self._connection = connection
         self._holding = holding
+        self._memory = memory
         self._gradients = as_bytes(memory)
+        self._touched: set[int] = set()
         self._words = memoryview(memory)[:PAGE].cast("Q")
         self._word = word
         self._open = True
         self._inbox = bytearray()
         self._outbox = bytearray()
+        self._answers: list[tuple[int, int, State]] = []  # of this turn
+        self._refusal: Refused | None = None
         self._job: Iterator[int] | None = None
         self._received = bytearray(REQUEST.size + 8 * shard.shape.blocks)
 
@@ -334,7 +370,7 @@ class _Member:
 
     def work(self) -> bool:
         """About one block; False where there was nothing that could be done."""
-        if len(self._outbox) > UNSENT_BYTES:
+        if self._outbox:
             return False
         done = 0
         try:
@@ -344,16 +380,25 @@ class _Member:
                 if not moved:
                     break
         except Refused as refused:
-            self._refuse(refused)
+            self._job = None
+            self._refusal = refused
             return True
         return done > 0
 
-    def flush(self) -> None:
+    def flush(self) -> bool:
+        """Sends the answers of this turn; True where they do not go out."""
+        for kind, block, state in self._answers:
+            self._pack(kind, block, state)
+        self._answers.clear()
+        if self._refusal is not None:
+            self._pack_refusal(self._refusal)
+            self._refusal = None
         if self._outbox:
             with contextlib.suppress(BlockingIOError):
                 sent = self._connection.send(self._outbox)
                 del self._outbox[:sent]
         self.busy = self._job is not None or bool(self._outbox)
+        return bool(self._outbox)
 
     def close(self) -> None:
         self._open = False
@@ -371,9 +416,18 @@ class _Member:
             size = self.shard.shape.size_bytes
             if not PAGE <= offset <= self._gradients.size - size:
                 raise _Ended
+            self._touch(offset, size)
             self._job = self._sent(header, self._gradients[offset : offset + size])
         else:
             self._job = self._pulled(header, since)
+
+    def _touch(self, offset: int, size: int) -> None:
+        """Maps the pages of a slot at once, the first time, rather than one fault after another."""
+        if offset not in self._touched and len(self._touched) < PREPARED:
+            self._touched.add(offset)
+            start = offset // PAGE * PAGE
+            with contextlib.suppress(OSError):  # Linux < 5.14
+                self._memory.madvise(POPULATE_READ, start, offset + size - start)
 
     def _sent(self, header: Header, gradient: Bytes) -> Iterator[int]:
         """The work of a push or write; yields bytes done, 0 when it has to wait."""
@@ -406,28 +460,25 @@ class _Member:
         return held
 
     def _say(self, kind: int, block: int, state: State) -> None:
-        version, (incarnation, seq) = state
-        shard = self.shard
-        if kind == FRESH:
-            self.announced += 1
-            shard.reads(block, self)
-        last = block + 1 == shard.shape.blocks
-        if last:
+        self._answers.append((kind, block, state))
+        if block + 1 == self.shard.shape.blocks:
             self._job = None
+
+    def _pack(self, kind: int, block: int, state: State) -> None:
+        version, (incarnation, seq) = state
+        place = stamp = 0
+        if kind == FRESH:
+            snapshot = self.shard.announce(block, self)
+            if snapshot is not None:
+                place, stamp, version = snapshot.place, snapshot.stamp, snapshot.version
+        last = block + 1 == self.shard.shape.blocks
         self._outbox += REPLY.pack(
-            version,
-            incarnation,
-            seq,
-            block,
-            self.processes,
-            kind,
-            last,
+            version, incarnation, seq, stamp, block, self.processes, place, kind, last
         )
 
-    def _refuse(self, refused: Refused) -> None:
-        self._job = None
+    def _pack_refusal(self, refused: Refused) -> None:
         message = refused.message.encode()[:MESSAGE_BYTES]
         self._outbox += REPLY.pack(
-            refused.reason, 0, len(message), refused.block, self.processes, REFUSED, 1
+            refused.reason, 0, len(message), 0, refused.block, self.processes, 0, REFUSED, 1
         )
         self._outbox += message

@@ -1,7 +1,7 @@
 """What the two ends of a shm channel say to each other: records of fixed sizes, host byte order.
 
     worker  hello (+ the descriptor of its gradients)                          once
-    server  welcome (+ the descriptor of the shard's memory)                   once
+    server  welcome (+ the descriptors of the shard and of snapshots, if any)  once
     worker  request [+ a version per block]                                    per exchange
     server  reply [+ the message of a refusal] ... the last one is marked      per block
 
@@ -22,9 +22,9 @@ MAGIC = b"dsgdshm1"
 TICKET_BYTES = 16
 
 HELLO = struct.Struct("=8s16sQII")  # magic, ticket, memory bytes, word, processes like the server
-WELCOME = struct.Struct("=8sQ")  # magic, memory bytes
+WELCOME = struct.Struct("=8sQI")  # magic, memory bytes, whether there are snapshots
 REQUEST = struct.Struct("=QQIB3x")  # seq, offset, number of versions that follow, operation
-REPLY = struct.Struct("=QQQIHBB")
+REPLY = struct.Struct("=QQQQIHBBB")
 
 STATE, FRESH, REFUSED = range(3)
 
@@ -35,8 +35,10 @@ class Reply(NamedTuple):
     version: int
     incarnation: int
     seq: int
+    stamp: int  # of the snapshot
     block: int
     processes: int  # that take part on the server's host, as the server knows
+    place: int  # of the snapshot to read; 0: read the shard
     kind: int
     last: int
 

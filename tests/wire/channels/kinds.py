@@ -14,6 +14,8 @@ import numpy as np
 from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels.base import Channel, Exchange, Operation, Route, Shape, run
 from dsgd_cli.wire.channels.grpc import GrpcChannel
+from dsgd_cli.wire.channels.shm import ShmChannel
+from dsgd_cli.wire.channels.shm_loop import Member
 from dsgd_cli.wire.channels.tcp import TcpChannel
 from tests.wire.conftest import Proxy, Shard, identity
 
@@ -70,6 +72,46 @@ def _tcp_cut(at: Shard, least: int, most: int) -> Iterator[Cruelty]:
     proxy.close()
 
 
+class _Cuts:
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.cuts = 0
+
+
+class _HalfSent:
+    """A socket that dies in the middle of what it sends."""
+
+    def __init__(self, end: Any) -> None:
+        self._end = end
+        self.close = end.close
+
+    def send(self, data: bytes) -> int:
+        self._end.send(data[: len(data) // 2])
+        raise ConnectionResetError("cut")
+
+
+@contextlib.contextmanager
+def _shm_cut(at: Shard, least: int, most: int) -> Iterator[Cruelty]:
+    """No data goes through the socket, so what is counted is the times that the server answers."""
+    chance = random.Random(7)
+    way = _Cuts(at.address)
+    left: dict[Member, int] = {}
+    flush = Member.flush
+
+    def cut(member: Member) -> bool:
+        left[member] = left.get(member, chance.randrange(2, 9)) - 1
+        if left[member] == 0 and member._answers:
+            way.cuts += 1
+            member._connection = _HalfSent(member._connection)  # type: ignore[assignment]
+        return flush(member)
+
+    Member.flush = cut  # type: ignore[method-assign]
+    try:
+        yield way
+    finally:
+        Member.flush = flush  # type: ignore[method-assign]
+
+
 def _plain(*arguments: Any, **more: Any) -> Channel:
     return TcpChannel(*arguments, encrypt=False, **more)
 
@@ -78,6 +120,7 @@ KINDS = [
     Kind("grpc", GrpcChannel, _grpc_cut),
     Kind("tcp", TcpChannel, _tcp_cut),
     Kind("tcp-plain", _plain, _tcp_cut),
+    Kind("shm", ShmChannel, _shm_cut),
 ]
 
 

@@ -57,7 +57,7 @@ def worker(elements: int, number: int) -> None:
     given = pb.ShmTicket.FromString(bytes.fromhex(sys.stdin.readline()))
     shape = Shape(elements * 4, BLOCK_BYTES)
     route = Route(CLUSTER, 1, 0, number, 1)
-    channel = ShmChannel(None, "here", route, shape, ask=lambda: given)  # type: ignore[arg-type]
+    channel = ShmChannel(None, "here", route, shape, ask=lambda: given)
     buffers = share([channel], shape.size_bytes)
     assert buffers is not None
     for buffer in buffers:

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from dsgd_cli.wire import dsgd_pb2 as pb
-from dsgd_cli.wire.channels import shm, shm_loop, shm_server
+from dsgd_cli.wire.channels import shm, shm_loop, shm_server, shm_snapshots
 from dsgd_cli.wire.channels.base import Exchange, Operation, Reason, Refused, Route, Shape, run
 from dsgd_cli.wire.channels.memory import ShardMemory
 from dsgd_cli.wire.channels.shm import ShmChannel
@@ -54,7 +54,7 @@ class World:
     def channel(self, worker: int = 0, incarnation: int = 1, **more: Any) -> ShmChannel:
         route = Route(roles.CLUSTER, 1, 0, worker, incarnation)
         more.setdefault("ask", lambda: self.ticket(worker, incarnation))
-        made = ShmChannel(None, "here", route, self.shape, **more)  # type: ignore[arg-type]
+        made = ShmChannel(None, "here", route, self.shape, **more)
         self.channels.append(made)
         return made
 
@@ -189,11 +189,14 @@ def test_memory_that_could_shrink_is_not_attached(tmp_path: Path) -> None:
 # ── torn reads ─────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("courtesy", [False, True])
 def test_what_is_read_is_whole_while_others_write(
-    new_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+    new_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, courtesy: bool
 ) -> None:
-    """Without the courtesy of waiting for readers, so that there is something to detect."""
-    monkeypatch.setattr(shm_loop, "HOLD_BLOCK_BYTES", 1 << 30)
+    """Without snapshots and without waiting for readers there is something to detect."""
+    if not courtesy:
+        monkeypatch.setattr(shm_loop, "HOLD_BLOCK_BYTES", 1 << 30)
+        monkeypatch.setattr(shm_loop, "pays", lambda shape: False)
     world = new_world(1 << 19, 1 << 18)
     writer, reader = world.channel(0), world.channel(1)
     stop = threading.Event()
@@ -212,7 +215,7 @@ def test_what_is_read_is_whole_while_others_write(
         into = world.vector()
         ends_at = time.monotonic() + 30
         reads = 0
-        while reader.torn_reads < 20 or reads < 100:
+        while reads < 100 or (reader.torn_reads < 20 and not courtesy):
             versions = pull(reader, into).versions
             reads += 1
             for block, version in enumerate(versions):
@@ -262,6 +265,7 @@ def test_readers_of_large_blocks_are_waited_for_but_not_for_long(
 ) -> None:
     monkeypatch.setattr(shm_loop, "HOLD_BLOCK_BYTES", 1)
     monkeypatch.setattr(shm_loop, "HOLD_S", 0.3)
+    monkeypatch.setattr(shm_loop, "pays", lambda shape: False)
     world = new_world(ELEMENTS, ELEMENTS)
     reader, writer = world.channel(0), world.channel(1)
     pull(reader, world.vector())
@@ -292,6 +296,44 @@ def _announce(world: World, reader: ShmChannel) -> None:
         return any(readers for shard in shards for readers in tuple(shard.readers.values()))
 
     until(known, "no reader is known")
+
+
+def test_who_reads_a_snapshot_sees_what_was_announced_and_who_is_late_the_newest(
+    new_world: Callable[..., World],
+) -> None:
+    size = shm_snapshots.BLOCK_BYTES // 4
+    world = new_world(size, size)
+    reader, writer = world.channel(0), world.channel(1)
+    into = world.vector()
+    seq = 0
+
+    def read_after(pushes: int) -> int:
+        nonlocal seq
+        exchange = Exchange(Operation.PULL, into=into.data.cast("B"))
+        reader.begin(exchange)
+        until(lambda: _answered(reader), "no answer")
+        for _ in range(pushes):
+            seq += 1
+            push(writer, seq, world.vector(-1), world.vector())
+        while not reader.advance():
+            pass
+        assert (into == exchange.versions[0]).all()
+        return exchange.versions[0]
+
+    pull(reader, into)
+    pull(writer, into)  # now both are connected
+    assert read_after(shm_snapshots.RING - 2) == 0
+    assert read_after(shm_snapshots.RING + 1) == seq
+    assert seq == 2 * shm_snapshots.RING - 1
+    assert reader.torn_reads == 0
+
+
+def _answered(channel: ShmChannel) -> bool:
+    """Whether the server's reply lies in the socket."""
+    assert channel._link is not None
+    with contextlib.suppress(BlockingIOError):
+        return bool(channel._link._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    return False
 
 
 # ── slots, and a worker that does not keep the rules ───────────────────────────────────────────
