@@ -289,13 +289,7 @@ def test_readers_of_large_blocks_are_waited_for_but_not_for_long(
 
 def _announce(world: World, reader: ShmChannel) -> None:
     reader.begin(Exchange(Operation.PULL, into=world.vector().data.cast("B")))
-    loop = world.carrier._loop
-    shards = loop._shards.values() if loop else ()
-
-    def known() -> bool:
-        return any(readers for shard in shards for readers in tuple(shard.readers.values()))
-
-    until(known, "no reader is known")
+    until(lambda: _answered(reader), "no answer")
 
 
 def test_who_reads_a_snapshot_sees_what_was_announced_and_who_is_late_the_newest(
