@@ -23,6 +23,7 @@ from dsgd_cli.wire.channels.memory import stamps_at as stamps_at
 PAGE = mmap.PAGESIZE
 SLOTS = 2  # of gradients: one is computed while the other one is on its way
 WORDS = PAGE // 8
+KNOWN = 2 * WORDS  # views of one memory whose place is remembered
 
 Bytes = NDArray[np.uint8]
 _UCRED = struct.Struct("=iII")  # pid, uid, gid
@@ -84,6 +85,7 @@ class GradientMemory:
         self._base = address(self._all)
         self._words = memoryview(self._memory)[:PAGE].cast("Q")
         self._next_word = 0
+        self._known: dict[int, tuple[memoryview, int]] = {}
         starts = [PAGE + slot * stride for slot in range(slots)]
         self.buffers = [memoryview(self._memory)[at : at + size_bytes] for at in starts]
 
@@ -97,5 +99,12 @@ class GradientMemory:
 
     def offset(self, data: memoryview) -> int | None:
         """Where these bytes lie in the memory; None: somewhere else."""
+        known = self._known.get(id(data))
+        if known is not None:
+            return known[1]
         offset = address(np.frombuffer(data, np.uint8)) - self._base
-        return offset if PAGE <= offset <= self.size_bytes - data.nbytes else None
+        if not PAGE <= offset <= self.size_bytes - data.nbytes:
+            return None
+        if len(self._known) < KNOWN:
+            self._known[id(data)] = (data, offset)  # kept, so that nothing else gets its id
+        return offset
