@@ -21,6 +21,7 @@ from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels import base
 from dsgd_cli.wire.channels.base import Channel, Exchange, Operation, Route, Shape
 from dsgd_cli.wire.channels.choose import Wanted, open_channel
+from dsgd_cli.wire.channels.shm import share
 
 # A shard's push of this size fits into a socket's buffers, so that it leaves without a thread.
 DIRECT_BYTES = 128 << 10
@@ -35,8 +36,11 @@ class Closed(Exception):
 class Buffer:
     """A vector, its named views, and the bytes of each shard in it."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.flat = np.zeros(layout.size, layout.dtype)
+    def __init__(self, layout: Layout, memory: memoryview | None = None) -> None:
+        if memory is None:
+            self.flat = np.zeros(layout.size, layout.dtype)
+        else:
+            self.flat = np.frombuffer(memory, layout.dtype, layout.size)
         self.views = unflatten(layout, self.flat)
         self.parts = [self.flat[shard.start : shard.stop].data.cast("B") for shard in layout.shards]
 
@@ -70,8 +74,9 @@ class Parameters:
     def __init__(self, layout: Layout, channels: Sequence[Channel]) -> None:
         self.layout = layout
         self.nbytes = layout.size * np.dtype(layout.dtype).itemsize
-        self.gradient = Buffer(layout)  # to be filled next
-        self._sent = Buffer(layout)
+        first, second = share(channels, self.nbytes) or (None, None)
+        self.gradient = Buffer(layout, first)  # to be filled next
+        self._sent = Buffer(layout, second)
         self._shown = Copy(layout)
         self._spare = Copy(layout)
         self._scratch: Buffer | None = None
@@ -153,11 +158,12 @@ class Parameters:
 def staleness(versions: Sequence[Sequence[int]], computed_with: Copy, seq: int) -> int:
     """The most updates by others in any block between a fetch and the push `seq`."""
     own = seq - computed_with.seq
-    return max(
-        after - before - own
+    updates = max(
+        after - before
         for shard, fetched in zip(versions, computed_with.versions, strict=True)
         for after, before in zip(shard, fetched, strict=True)
     )
+    return max(0, updates - own)
 
 
 def open_channels(

@@ -34,7 +34,6 @@ from dsgd_cli.wire.channels.base import Operation
 from dsgd_cli.wire.channels.choose import Wanted
 
 REPORT_S = 0.2
-GATHER_BYTES = 256 << 10  # of examples at a time: a few batches, that stay in a core's cache
 
 OPERATIONS = {
     Action.PUSH: Operation.PUSH,
@@ -329,15 +328,7 @@ class Trainer:
 
 
 def batches(data: Dataset, rows: Vector, batch_size: int) -> Iterator[tuple[Vector, Vector]]:
-    """The examples of these rows, a batch at a time.
-
-    They are copied out of the data set several batches at a time: what a copy costs beside its
-    bytes is more than a small batch's gradient does.
-    """
-    row_bytes = max(1, data.x[:1].nbytes + data.y[:1].nbytes)
-    many = max(1, GATHER_BYTES // (row_bytes * batch_size)) * batch_size
-    for start in range(0, len(rows), many):
-        some = rows[start : start + many]
-        x, y = data.x[some], data.y[some]
-        for first in range(0, len(some), batch_size):
-            yield x[first : first + batch_size], y[first : first + batch_size]
+    """The examples of these rows, a batch at a time."""
+    for start in range(0, len(rows), batch_size):
+        some = rows[start : start + batch_size]
+        yield data.x.take(some, 0), data.y.take(some, 0)
