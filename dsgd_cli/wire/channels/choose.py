@@ -67,7 +67,7 @@ def open_channel(
                 raise Unavailable(kind, "this version has no such channel")
             channel = OPENERS[kind](identity, address, route, shape, wanted.options)
         except Unavailable as error:
-            why.append(error.why)
+            why.append(error.why or str(error.__cause__))
             if error.why:
                 note(f"server/{route.shard}: no {kind} channel: {error.why}")
             continue

@@ -201,7 +201,7 @@ class Loop:
                 raise _Ended
             magic, key, size, word, servers = HELLO.unpack(data)
             ticket = self._take(key)
-            if magic != MAGIC or ticket is None or word >= WORDS:
+            if magic != MAGIC or ticket is None or word >= WORDS or size < PAGE:
                 raise _Ended
             memory = attach(fds[0], size)
         finally:

@@ -50,8 +50,11 @@ def attach(fd: int, size_bytes: int) -> mmap.mmap:
         raise Unfit("not a memfd") from error
     if seals & FIXED != FIXED:
         raise Unfit("its size is not sealed")
-    if os.fstat(fd).st_size != size_bytes:
-        raise Unfit(f"it has {os.fstat(fd).st_size} bytes, not {size_bytes}")
+    status = os.fstat(fd)
+    if status.st_size != size_bytes or size_bytes < 1:
+        raise Unfit(f"it has {status.st_size} bytes, not {size_bytes}")
+    if status.st_blocks * 512 < size_bytes:  # reading a hole would make a page, on our account
+        raise Unfit("it has holes")
     return mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
 
 

@@ -22,15 +22,27 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dsgd_cli.contract.errors import DsgdError
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire.channels import shm, shm_loop, shm_server, shm_snapshots
-from dsgd_cli.wire.channels.base import Exchange, Operation, Reason, Refused, Route, Shape, run
+from dsgd_cli.wire.channels.base import (
+    Channel,
+    Exchange,
+    Operation,
+    Reason,
+    Refused,
+    Route,
+    Shape,
+    run,
+)
+from dsgd_cli.wire.channels.choose import Wanted, open_channel
 from dsgd_cli.wire.channels.memory import ShardMemory
 from dsgd_cli.wire.channels.shm import ShmChannel
 from dsgd_cli.wire.channels.shm_memory import GradientMemory, Unfit, attach
 from dsgd_cli.wire.channels.shm_records import HELLO, MAGIC, REQUEST, WELCOME
 from dsgd_cli.wire.identity import PeerUnreachable
 from tests.wire.channels import shm_roles as roles
+from tests.wire.conftest import Shard, identity
 
 ELEMENTS = 4096
 BLOCK = 1024
@@ -178,6 +190,9 @@ def test_memory_that_could_shrink_is_not_attached(tmp_path: Path) -> None:
             with pytest.raises(Unfit):
                 attach(fd, 4096)
         fcntl.fcntl(loose, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        with pytest.raises(Unfit, match="holes"):
+            attach(loose, 4096)
+        os.posix_fallocate(loose, 0, 4096)
         attach(loose, 4096)
         with pytest.raises(Unfit, match="8192"):
             attach(loose, 8192)
@@ -481,7 +496,7 @@ def test_a_ticket_lets_one_connection_in_and_for_a_while_only(
 def test_memory_that_is_not_what_it_says_is_refused(world: World) -> None:
     memory = GradientMemory(world.shape.size_bytes)
     loose = os.memfd_create("loose", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-    os.ftruncate(loose, memory.size_bytes)
+    os.posix_fallocate(loose, 0, memory.size_bytes)
     try:
         for fds, size in (([loose], None), ([memory.fd], 4096), ([], None)):
             ticket = world.ticket()
@@ -552,6 +567,27 @@ def test_a_worker_of_another_host_is_told_so(world: World) -> None:
     with pytest.raises(Refused) as caught:
         world.carrier.open(pb.OpenChannelRequest(host="elsewhere"), route, world.held)
     assert caught.value.reason is Reason.NO_CARRIER
+
+
+@pytest.mark.parametrize("shape", ["tiny"], indirect=True)
+def test_one_host_gets_shm_and_two_hosts_something_else(
+    configured: Shard, shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = identity(configured.authority, "worker/0")
+    route = Route(me.cluster_id, configured.epoch, 0, 0, 1)
+    notes: list[str] = []
+
+    def opened(kind: str) -> Channel:
+        channel = open_channel(Wanted(kind), me, configured.address, route, shape, notes.append)
+        channel.close()
+        return channel
+
+    assert isinstance(opened("auto"), ShmChannel)
+    monkeypatch.setattr(shm, "host", lambda: "another/host")
+    assert not isinstance(opened("auto"), ShmChannel)
+    assert notes == []  # nobody expects shared memory between hosts
+    with pytest.raises(DsgdError, match=r"the shm channel does not work: .*on another host"):
+        opened("shm")
 
 
 # ── what breaks ────────────────────────────────────────────────────────────────────────────────
