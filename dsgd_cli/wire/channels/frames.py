@@ -36,6 +36,7 @@ REFUSAL = struct.Struct("<II")  # REFUSED: reason, block; then the message
 FRAME_BYTES = 1 << 20  # of blocks in a frame, unless one block is larger
 INLINE_BYTES = 1 << 16  # a shard of at most this goes in the opening and closing frames
 MAX_MESSAGE_BYTES = 1024  # of a refusal
+NEAR_BUFFER_BYTES = 256 << 10
 _BODY_AT = 64  # in a reader's buffer: aligned, for what computes on it
 
 Run: TypeAlias = tuple[int, int]  # consecutive blocks [first, stop) that share a frame
@@ -145,11 +146,10 @@ class Seal:
 class Reader:
     """Reads frames without reading past them. `fill` until it is True, then `frame`."""
 
-    def __init__(self, end: socket.socket, seal: Seal, max_body: int, flags: int = 0) -> None:
+    def __init__(self, end: socket.socket, seal: Seal, max_body: int) -> None:
         self._end = end
         self._seal = seal
         self._max_body = max_body
-        self._flags = flags
         self._buffer = memoryview(aligned(_BODY_AT + max_body))[_BODY_AT - HEAD.size :]
         self._direct: memoryview | None = None
         self._kind = Kind.HELLO
@@ -172,14 +172,14 @@ class Reader:
         self._direct = into if self._seal.plain else None
         self._want = HEAD.size if self._direct is not None else HEAD.size + body + self._seal.extra
 
-    def fill(self) -> bool:
+    def fill(self, flags: int = 0) -> bool:
         """Receives once. Raises Broken, BlockingIOError or OSError."""
         have, want = self._have, self._want
         if self._sized and self._direct is not None:
             target = self._direct[have - HEAD.size :]
         else:
             target = self._buffer[have:want]
-        got = self._end.recv_into(target, 0, self._flags) if have < want else 0
+        got = self._end.recv_into(target, 0, flags) if have < want else 0
         if got == 0 and have < want:
             raise Broken("the other end closed the connection")
         self._have = have = have + got
@@ -226,6 +226,18 @@ class Reader:
 def aligned(size: int) -> mmap.mmap:
     """Memory for frames, on a page of its own."""
     return mmap.mmap(-1, size)
+
+
+def tune(end: socket.socket) -> None:
+    """For frames that wait for their answers: no delay; on one host, no more than a cache holds.
+
+    Between hosts the kernel fits its buffers to the way. On loopback that makes them larger than
+    the caches, and every byte comes from memory again: 256 KiB cost a quarter less CPU time.
+    """
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if end.getpeername()[0] == end.getsockname()[0]:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NEAR_BUFFER_BYTES)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NEAR_BUFFER_BYTES)
 
 
 # ── bodies ─────────────────────────────────────────────────────────────────────────────────────

@@ -372,7 +372,7 @@ class _Link:
         self.end = end
         self.up = Seal(ticket.key_up)
         down = Seal(ticket.key_down)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        frames.tune(end)
         hello = memoryview(bytearray(HEAD.size + frames.TAG_BYTES))
         self.up.close(Kind.HELLO, b"", hello)
         end.sendall(frames.MAGIC + ticket.ticket + hello)

@@ -74,6 +74,8 @@ class TcpCarrier:
         self._own_thread_bytes = own_thread_bytes
         self._clock = clock
         self._lock = threading.Lock()
+        self._spinner = threading.Lock()  # whoever has it may poll: one thread of the process
+        self._turns = threading.BoundedSemaphore(max(1, len(os.sched_getaffinity(0)) // 2))
         self._tickets: dict[bytes, Ticket] = {}
         self._served: dict[int, _Connection] = {}  # worker -> its connection
         self._closed = False
@@ -159,7 +161,7 @@ class TcpCarrier:
             up, down = Seal(None), Seal(None)
         session = Session(self._holding, ticket.route, ticket.held, down)
         own = ticket.held.shape.size_bytes >= self._own_thread_bytes
-        connection = _Connection(end, ticket, up, session, own)
+        connection = _Connection(end, ticket, up, session, own, self._spinner, self._turns)
         with self._lock:
             if self._closed:
                 raise Broken("closed")
@@ -231,7 +233,11 @@ class _Door:
         except OSError:  # gone again, or out of descriptors: the tick makes room
             return
         end.setblocking(False)
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            frames.tune(end)
+        except OSError:  # gone again
+            end.close()
+            return
         if len(self._guests) >= MAX_HALF_OPEN:
             self._dismiss(next(iter(self._guests.values())))
         self._guests[end.fileno()] = _Guest(end, time.monotonic() + HELLO_S)
@@ -320,7 +326,9 @@ class _Connection:
     """A worker's connection. `serve` is for a thread of its own, `turn` for the door's."""
 
     def __init__(
-        self, end: socket.socket, ticket: Ticket, up: Seal, session: Session, own_thread: bool
+        self, end: socket.socket, ticket: Ticket, up: Seal, session: Session, own_thread: bool,
+        spinner: threading.Lock,
+        turns: threading.Semaphore,
     ) -> None:
         self.route = ticket.route
         self.own_thread = own_thread
@@ -332,7 +340,10 @@ class _Connection:
         self._unsent: memoryview | None = None
         body = frames.max_body_bytes(ticket.held.shape)
         self._plain = memoryview(frames.aligned(body) if not up.plain else b"")
-        self._reader = Reader(end, up, body, socket.MSG_WAITALL if own_thread else 0)
+        self._reader = Reader(end, up, body)
+        self._spin = Spin()
+        self._spinner = spinner
+        self._turns = turns
         _keep_alive(end)
         if own_thread:
             end.setblocking(True)
@@ -356,16 +367,27 @@ class _Connection:
         with contextlib.suppress(OSError, Broken):
             while True:
                 self._await_frame()
-                for answer in self._session.take(*self._reader.frame(self._plain)):
+                with self._turns:
+                    answers = self._session.take(*self._reader.frame(self._plain))
+                    answer = next(answers, None)
+                while answer is not None:
                     self._end.sendall(answer)
+                    with self._turns:
+                        answer = next(answers, None)
 
     def _await_frame(self) -> None:
         reader = self._reader
         reader.expect(self._session.expected())
+        if self._spinner.acquire(blocking=False):
+            try:
+                if self._spin.wait(self._poll, lambda: False):
+                    return
+            finally:
+                self._spinner.release()
         until = None
         while True:
             try:
-                if reader.fill():
+                if reader.fill(socket.MSG_WAITALL):
                     return
             except BlockingIOError:  # nothing for FRAME_S
                 if self._session.begun:
@@ -375,6 +397,12 @@ class _Connection:
                 until = until or now + FRAME_S
                 if now > until:
                     raise Broken("half a frame")
+
+    def _poll(self) -> bool:
+        try:
+            return self._reader.fill(socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
 
     # ── the door's thread ──
 
