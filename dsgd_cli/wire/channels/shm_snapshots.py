@@ -20,7 +20,7 @@ from dsgd_cli.wire.channels.memory import sealed
 from dsgd_cli.wire.channels.shm_memory import PAGE, Bytes, as_bytes, fence
 
 if TYPE_CHECKING:
-    from dsgd_cli.wire.channels.shm_loop import Member
+    from dsgd_cli.wire.channels.shm_member import Member
 
 RING = 4
 BLOCKS = 4  # of a larger shard, readers and writers rarely meet in one

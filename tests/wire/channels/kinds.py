@@ -15,7 +15,7 @@ from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels.base import Channel, Exchange, Operation, Route, Shape, run
 from dsgd_cli.wire.channels.grpc import GrpcChannel
 from dsgd_cli.wire.channels.shm import ShmChannel
-from dsgd_cli.wire.channels.shm_loop import Member
+from dsgd_cli.wire.channels.shm_member import Member
 from dsgd_cli.wire.channels.tcp import TcpChannel
 from tests.wire.conftest import Proxy, Shard, identity
 

@@ -24,7 +24,7 @@ import pytest
 
 from dsgd_cli.contract.errors import DsgdError
 from dsgd_cli.wire import dsgd_pb2 as pb
-from dsgd_cli.wire.channels import shm, shm_loop, shm_server, shm_snapshots
+from dsgd_cli.wire.channels import shm, shm_link, shm_loop, shm_member, shm_server, shm_snapshots
 from dsgd_cli.wire.channels.base import (
     Channel,
     Exchange,
@@ -210,8 +210,8 @@ def test_what_is_read_is_whole_while_others_write(
 ) -> None:
     """Without snapshots and without waiting for readers there is something to detect."""
     if not courtesy:
-        monkeypatch.setattr(shm_loop, "HOLD_BLOCK_BYTES", 1 << 30)
-        monkeypatch.setattr(shm_loop, "pays", lambda shape: False)
+        monkeypatch.setattr(shm_member, "HOLD_BLOCK_BYTES", 1 << 30)
+        monkeypatch.setattr(shm_member, "pays", lambda shape: False)
     world = new_world(1 << 19, 1 << 18)
     writer, reader = world.channel(0), world.channel(1)
     stop = threading.Event()
@@ -260,7 +260,7 @@ def test_a_block_that_changes_while_it_is_copied_is_copied_again(
             push(other, 3 - times, world.vector(-1))
 
     other = world.channel(1)
-    monkeypatch.setattr(shm.np, "copyto", copy)
+    monkeypatch.setattr(shm_link.np, "copyto", copy)
     versions = pull(channel, into).versions
     assert channel.torn_reads >= 1
     for block, version in enumerate(versions):
@@ -278,9 +278,9 @@ def test_a_block_that_never_settles_ends_the_connection(world: World) -> None:
 def test_readers_of_large_blocks_are_waited_for_but_not_for_long(
     new_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shm_loop, "HOLD_BLOCK_BYTES", 1)
-    monkeypatch.setattr(shm_loop, "HOLD_S", 0.3)
-    monkeypatch.setattr(shm_loop, "pays", lambda shape: False)
+    monkeypatch.setattr(shm_member, "HOLD_BLOCK_BYTES", 1)
+    monkeypatch.setattr(shm_member, "HOLD_S", 0.3)
+    monkeypatch.setattr(shm_member, "pays", lambda shape: False)
     world = new_world(ELEMENTS, ELEMENTS)
     reader, writer = world.channel(0), world.channel(1)
     pull(reader, world.vector())
@@ -684,8 +684,16 @@ def test_close_ends_a_wait(world: World) -> None:
     assert isinstance(failures[0], PeerUnreachable)
 
 
-def mapped_gradients() -> int:
-    return Path("/proc/self/maps").read_text().count("memfd:dsgd-gradients")
+def gradients_of(pid: int) -> set[int]:
+    """Inodes of the memories in which this process writes gradients."""
+    links = list(Path(f"/proc/{pid}/fd").iterdir())
+    return {link.stat().st_ino for link in links if "memfd:dsgd-gradients" in str(link.readlink())}
+
+
+def mapped() -> set[int]:
+    """Inodes of the gradients that this process has mapped."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {int(line.split()[4]) for line in lines if "memfd:dsgd-gradients" in line}
 
 
 def start(*arguments: object, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
@@ -722,15 +730,15 @@ def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_with_the_server(
 ) -> None:
     elements = 4 << 20
     world = new_world(elements, roles.BLOCK_BYTES // 4)
-    before = mapped_gradients()
     worker = start("worker", elements, 0)
     with ended(worker):
         line(worker, world.ticket().SerializeToString().hex())
         until(lambda: world.held.shard.version(0) > 3, "no pushes")
-        assert mapped_gradients() == before + 1
+        slots = gradients_of(worker.pid)
+        assert slots & mapped()
         worker.send_signal(signal.SIGKILL)
         worker.wait()
-    until(lambda: mapped_gradients() == before, "the slots are still mapped")
+    until(lambda: not slots & mapped(), "the slots are still mapped")
     assert not world.carrier._loop._members
     # Its successor finds each block with or without the last push, never with a part of it.
     channel = world.channel(incarnation=2)
@@ -746,8 +754,8 @@ def test_a_worker_killed_in_the_middle_of_a_push_leaves_nothing_with_the_server(
     assert into.min() >= done.versions[-1] + 1
 
 
-def memfds(inode: int | None = None) -> set[int]:
-    """Inodes of our memfds that any process of this host has open or mapped."""
+def memfds() -> set[int]:
+    """Inodes of our memfds that any process of this host has open (a mapping counts)."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*/fd"):
         with contextlib.suppress(OSError):
@@ -777,6 +785,7 @@ def test_nothing_is_left_when_both_are_killed() -> None:
                 if "memfd:dsgd-" in str(link.readlink())
             }
             assert len(ours) >= 2
+            assert ours <= memfds()
             assert set(Path("/dev/shm").iterdir()) <= shm_before
             for process in (server, worker):
                 process.send_signal(signal.SIGKILL)
