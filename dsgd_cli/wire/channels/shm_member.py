@@ -5,14 +5,13 @@ from the shard's shape. A block of the gradient is copied to memory of our own f
 applied there, so a worker that writes while it should not spoils its own update, not the shard.
 
 Workers copy what was announced while others push. Of a small shard they get snapshots; a block of a
-large one stays unchanged while a reader says in its word that it is at it, for at most `HOLD_S`: a
-courtesy, which correctness does not need (see `shm`).
+large one stays unchanged while a reader says in its word that it is at it, unless nothing comes of
+that for `HOLD_S`: a courtesy, which correctness does not need (see `shm`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import mmap
 import socket
 import struct
@@ -67,7 +66,7 @@ class SharedShard:
         self.shape = held.shape
         self.size_bytes = stamps_at(self.shape.size_bytes) + 8 * self.shape.blocks
         self.members: set[Member] = set()
-        self.readers: dict[int, dict[Member, _Reader]] = {}
+        self.readers: dict[int, dict[Member, int]] = {}
         self.own = np.empty(min(self.shape.block_bytes, self.shape.size_bytes), np.uint8)
         self.holds = self.shape.block_bytes >= HOLD_BLOCK_BYTES
         self.snapshots = Snapshots(self.shape) if pays(self.shape) else None
@@ -95,33 +94,22 @@ class SharedShard:
         return snapshot
 
     def _reads(self, block: int, member: Member, announced: int) -> None:
-        self.readers.setdefault(block, {})[member] = _Reader(announced)
+        self.readers.setdefault(block, {})[member] = announced
 
     def is_read(self, block: int, but: Member) -> bool:
-        """Whether somebody else is copying the block now."""
+        """Whether somebody else is copying the block now, and gets on with it."""
         readers = self.readers.get(block)
         if not readers:
             return False
         now = time.monotonic()
         busy = False
-        for member, reader in tuple(readers.items()):
+        for member, announced in tuple(readers.items()):
             copied, reading = member.copied()
-            if member is but or copied >= reader.announced or reader.until < now:
+            if member is but or copied >= announced:
                 del readers[member]
-            elif reading:
-                reader.until = min(reader.until, now + HOLD_S)
+            elif reading and member.gets_on(copied, now):
                 busy = True
         return busy
-
-
-class _Reader:
-    """A member that was told of a block; `until`: how long who changes it waits."""
-
-    __slots__ = ("announced", "until")
-
-    def __init__(self, announced: int) -> None:
-        self.announced = announced
-        self.until = math.inf  # it counts from when somebody first has to wait
 
 
 class Member:
@@ -148,6 +136,8 @@ class Member:
         self._touched: set[int] = set()
         self._words = memoryview(memory)[:PAGE].cast("Q")
         self._word = word
+        self._seen = -1
+        self._waited_until = 0.0
         self._open = True
         self._inbox = bytearray()
         self._outbox = bytearray()
@@ -160,6 +150,12 @@ class Member:
         """How many announcements the worker has dealt with, and whether it is reading at all."""
         word = self._words[self._word] if self._open else _GONE
         return word >> 1, word & 1
+
+    def gets_on(self, copied: int, now: float) -> bool:
+        """False once others have waited `HOLD_S` for it, until it copies on."""
+        if copied != self._seen:
+            self._seen, self._waited_until = copied, now + HOLD_S
+        return now < self._waited_until
 
     def receive(self) -> None:
         got = self._connection.recv_into(self._received)

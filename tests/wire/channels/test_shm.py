@@ -300,6 +300,9 @@ def test_readers_of_large_blocks_are_waited_for_but_not_for_long(
     began = time.monotonic()
     push(writer, 4, world.vector(1))
     assert 0.25 < time.monotonic() - began < 5  # it does not go on, and is waited for no longer
+    began = time.monotonic()
+    push(writer, 5, world.vector(1))
+    assert time.monotonic() - began < 0.25  # nor again
 
 
 def _announce(world: World, reader: ShmChannel) -> None:
