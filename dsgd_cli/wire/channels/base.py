@@ -12,11 +12,15 @@ to the channel until it is done.
 from __future__ import annotations
 
 import enum
+import select
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, cast
 
 from dsgd_cli.wire import dsgd_pb2 as pb
+from dsgd_cli.wire.channels.spin import Spin
+
+LOOK_S = 0.5  # how long a wait lasts before the channel is asked whether it was closed
 
 Data: TypeAlias = "bytes | memoryview"
 Opened: TypeAlias = "pb.TcpTicket | pb.ShmTicket"
@@ -134,6 +138,18 @@ class Channel(Protocol):
         """Break off whatever is in flight. Idempotent."""
 
 
+class Pollable(Channel, Protocol):
+    """A channel that needs its thread to move, but lets it wait for others, too."""
+
+    spin: Spin
+
+    def turn(self) -> bool | None:
+        """`advance` without waiting; None where nothing moved."""
+
+    def waits_for(self) -> tuple[int, int]:
+        """After that: a file, and the events of it (`select.poll`) that make another worth it."""
+
+
 def begin(channels: Sequence[Channel], exchanges: Sequence[Exchange]) -> None:
     """Start all exchanges, each on its channel; `settle` must follow."""
     for channel, exchange in zip(channels, exchanges, strict=True):
@@ -142,8 +158,12 @@ def begin(channels: Sequence[Channel], exchanges: Sequence[Exchange]) -> None:
 
 def settle(channels: Sequence[Channel]) -> None:
     """Wait for all at once. Raises the first refusal after all are done."""
-    refusal: Refused | None = None
+    pollable = [cast(Pollable, channel) for channel in channels if hasattr(channel, "turn")]
+    refusal = None
     pending = list(channels)
+    if len(pollable) > 1:
+        refusal = _settle_together(pollable)
+        pending = [channel for channel in channels if not hasattr(channel, "turn")]
     while pending:
         for channel in tuple(pending):
             try:
@@ -155,6 +175,32 @@ def settle(channels: Sequence[Channel]) -> None:
                 pending.remove(channel)
     if refusal is not None:
         raise refusal
+
+
+def _settle_together(pending: list[Pollable]) -> Refused | None:
+    """Turn by turn, so that each shard always has something to do."""
+    refusal: Refused | None = None
+    while pending:
+        moved = False
+        for channel in tuple(pending):
+            try:
+                done = channel.turn()
+            except Refused as error:
+                refusal = refusal or error
+                done = True
+            if done:
+                pending.remove(channel)
+            moved = moved or done is not None
+        if not moved:
+            _wait(pending)
+    return refusal
+
+
+def _wait(pending: Sequence[Pollable]) -> None:
+    poll = select.poll()
+    for channel in pending:
+        poll.register(*channel.waits_for())
+    pending[0].spin.wait(lambda: poll.poll(0), lambda: poll.poll(LOOK_S * 1000))
 
 
 def run(channels: Sequence[Channel], exchanges: Sequence[Exchange]) -> None:

@@ -156,6 +156,7 @@ class Reader:
         self._have = 0  # bytes of the frame that are here, of `_want`
         self._want = HEAD.size
         self._sized = False  # whether the head is here, so that `_want` is exact
+        self.moved = False  # whether the last `fill` received anything
 
     @property
     def begun(self) -> bool:
@@ -174,6 +175,7 @@ class Reader:
 
     def fill(self, flags: int = 0) -> bool:
         """Receives once. Raises Broken, BlockingIOError or OSError."""
+        self.moved = False
         have, want = self._have, self._want
         if self._sized and self._direct is not None:
             target = self._direct[have - HEAD.size :]
@@ -182,6 +184,7 @@ class Reader:
         got = self._end.recv_into(target, 0, flags) if have < want else 0
         if got == 0 and have < want:
             raise Broken("the other end closed the connection")
+        self.moved = True
         self._have = have = have + got
         if not self._sized:
             if have < HEAD.size:

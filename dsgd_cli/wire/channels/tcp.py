@@ -21,6 +21,7 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import grpc
@@ -30,6 +31,7 @@ from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels import frames
 from dsgd_cli.wire.channels.base import (
+    LOOK_S,
     Exchange,
     Operation,
     Reason,
@@ -46,7 +48,6 @@ from dsgd_cli.wire.dsgd_pb2_grpc import ServerStub
 CONNECT_S = 3.0
 PAUSE_S = (0.05, 1.0)  # between attempts: the first, and at most
 FROZEN_PAUSE_S = 0.02
-LOOK_S = 0.5  # how long a wait lasts before it looks whether the channel was closed
 
 
 class TcpChannel:
@@ -78,7 +79,7 @@ class TcpChannel:
         body = frames.max_body_bytes(shape)
         self._out = memoryview(frames.aligned(HEAD.size + body))
         self._plain = memoryview(frames.aligned(body))
-        self._spin = Spin()
+        self.spin = Spin()
         self._link: _Link | None = None
         self._exchange = Exchange(Operation.PULL)
         self._unsent: list[memoryview] = []
@@ -113,15 +114,36 @@ class TcpChannel:
         self._again()
 
     def advance(self) -> bool:
+        while (done := self.turn()) is None:
+            link = self._link
+            if link is not None:
+                poll = link.both if self._unsent else link.readable
+                self.spin.wait(partial(poll.poll, 0), partial(poll.poll, LOOK_S * 1000))
+        return done
+
+    def turn(self) -> bool | None:
         try:
-            if self._link is None:
+            link = self._link
+            if link is None:
                 self._reconnect()
-            return self._step()
+                return False
+            moved = self._send(link)
+            if self._receive(link):
+                return self._take(link)
+            if moved or link.reader.moved:
+                return False
+            self._check_stall()
         except (OSError, Broken, grpc.RpcError) as error:
             self._retry_or_give_up(error)
             return False
         except Unavailable as error:
             raise ids.PeerUnreachable(self._peer, self._address, error.why) from error
+        return None
+
+    def waits_for(self) -> tuple[int, int]:
+        link = self._link
+        assert link is not None
+        return link.number, select.POLLIN | (select.POLLOUT if self._unsent else 0)
 
     def close(self) -> None:
         self._closed = True
@@ -180,22 +202,12 @@ class TcpChannel:
             values = self._shape.size_bytes if fetches else 0
             link.reader.expect(STATE.size * self._shape.blocks + values)
 
-    def _step(self) -> bool:
-        """Sends and receives until a frame has come; True when it was the last."""
-        link = self._link
-        if link is None:  # it broke while the exchange was begun again
+    def _receive(self, link: _Link) -> bool:
+        """Whether a frame is complete."""
+        try:
+            return link.reader.fill()
+        except BlockingIOError:
             return False
-        while True:
-            moved = self._send(link)
-            try:
-                if link.reader.fill():
-                    break
-                moved = True
-            except BlockingIOError:
-                pass
-            if not moved:
-                self._wait(link)
-        return self._take(link)
 
     def _send(self, link: _Link) -> bool:
         """As much of one frame as the socket takes now."""
@@ -281,23 +293,19 @@ class TcpChannel:
         self._to_send.clear()
         while self._unsent:  # the next exchange begins after a whole frame
             if not self._send(link):
-                self._wait(link)
+                link.both.poll(LOOK_S * 1000)
+                self._check_stall()
         if refused.reason is Reason.FROZEN and time.monotonic() < self._gives_up_at:
             time.sleep(FROZEN_PAUSE_S)
             self._again()
             return False
         raise refused
 
-    # ── waiting ──
-
-    def _wait(self, link: _Link) -> None:
-        """Until the socket can be read, or written where something is unsent."""
-        poll = link.both if self._unsent else link.readable
-        if not self._spin.wait(lambda: poll.poll(0), lambda: poll.poll(LOOK_S * 1000)):
-            if self._closed:
-                raise Broken("closed")
-            if time.monotonic() > self._stalls_at:
-                raise Broken(f"nothing moved for {self._stall_s:g} s")
+    def _check_stall(self) -> None:
+        if self._closed:
+            raise Broken("closed")
+        if time.monotonic() > self._stalls_at:
+            raise Broken(f"nothing moved for {self._stall_s:g} s")
 
     # ── connections ──
 
@@ -370,6 +378,7 @@ class _Link:
         self, end: socket.socket, ticket: pb.TcpTicket, encrypt: bool, max_body: int
     ) -> None:
         self.end = end
+        self.number = end.fileno()  # good for `poll` when the socket is closed meanwhile
         self.up = Seal(ticket.key_up)
         down = Seal(ticket.key_down)
         frames.tune(end)
