@@ -286,6 +286,9 @@ def bench(
         spec = _load(console, file, overrides).spec
     from dsgd_cli.launcher import bench as benching
 
+    known = {carrier.label for carrier in benching.CARRIERS}
+    if unknown := set(channels) - known:
+        raise click.BadParameter(f"no such channel: {', '.join(sorted(unknown))}")
     options = benching.Options(
         sizes=_sizes(sizes) or benching.SIZES,
         blocks=_sizes(blocks) or (benching.BLOCK_BYTES,),

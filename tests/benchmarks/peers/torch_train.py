@@ -32,7 +32,7 @@ def model_of(widths: list[int]) -> torch.nn.Module:
 def run(rank: int, options: argparse.Namespace, port: int) -> None:
     together = options.processes > 1
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     with np.load(options.data) as arrays:
         x, y, x_test, y_test = (
             torch.from_numpy(arrays[name]) for name in ("x", "y", "x_test", "y_test")
@@ -51,7 +51,9 @@ def run(rank: int, options: argparse.Namespace, port: int) -> None:
     cpu, began = time.process_time(), time.perf_counter()
     epoch = 0
     while time.perf_counter() - began < options.for_s or epoch < options.epochs:
-        order = torch.randperm(len(mine), generator=torch.Generator().manual_seed(epoch))
+        order = torch.randperm(
+            len(mine), generator=torch.Generator().manual_seed(1000 * options.seed + epoch)
+        )
         for start in range(0, len(mine), options.batch):
             rows = mine[order[start : start + options.batch]]
             optimizer.zero_grad()
@@ -91,6 +93,7 @@ if __name__ == "__main__":
     parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", type=float, default=2.0)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--for-s", type=float, default=3.0)
