@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
 import traceback
 from collections.abc import Mapping
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 FILES_TIMEOUT_S = 30.0
 REACH_TIMEOUT_S = 5.0
+# A message passes through several threads, each of which waits this long for a trainer that
+# computes; with Python's 5 ms the next task came after the one in hand had ended.
+SWITCH_S = 0.0005
 
 
 def work(line: Line, first: Message) -> None:
@@ -60,6 +64,7 @@ class Worker:
         """Joins, then: what the coordinator asks first, else the next batch."""
         import dsgd_cli.daemons.trainer  # noqa: F401  before joining: the first run finds it warm
 
+        sys.setswitchinterval(SWITCH_S)
         self._session.open()
         while True:
             if self._trainer is not None and self._trainer.busy and self._inbox.empty():
