@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -165,12 +164,3 @@ class Proxy:
         self._listener.close()
         for end in self.connections:
             end.close()
-
-
-@pytest.fixture
-def cutting_proxy(shard: Shard) -> Iterator[Proxy]:
-    """Every connection dies after 8 to 40 KB."""
-    chance = random.Random(7)
-    proxy = Proxy(shard.port, lambda: chance.randrange(8_000, 40_000))
-    yield proxy
-    proxy.close()
