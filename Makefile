@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .peers
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -14,7 +15,7 @@ help:
 	@echo "make test      all tests that take less than ten minutes, SSH hosts included (as root)"
 	@echo "make test-all  the slow ones, too"
 	@echo "make check     lint, types and tests"
-	@echo "make bench     measure what the README says about start-up and shutdown"
+	@echo "make bench     measure what the README says: start-up and shutdown, and dsgd beside its peers"
 	@echo "make proto     generate the code of dsgd_cli/wire/dsgd.proto"
 
 demo: $(VENV)/.installed
@@ -52,8 +53,14 @@ types: $(VENV)/.dev
 proto: $(VENV)/.dev
 	$(BIN)/python -m dsgd_cli.wire.generate
 
-bench: $(VENV)/.dev system
+$(PEERS)/.installed: tests/benchmarks/peers/requirements.txt tests/make_venv.sh
+	sh tests/make_venv.sh $(PYTHON) $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+bench: $(VENV)/.dev $(PEERS)/.installed system
 	$(BIN)/python -m tests.benchmarks.start_and_stop
+	$(BIN)/python -m tests.benchmarks.compare --peers $(PEERS)/bin/python
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -260,6 +260,73 @@ def down(file: Path, overrides: Sequence[str], as_json: bool, force: bool, purge
     receipt.check()
 
 
+@cli.command()
+@file_argument
+@set_option
+@json_option
+@yes_option
+@timeout_option
+@click.option("--size", "sizes", multiple=True, metavar="SIZE", help="32KB, 1MiB, 100MB, …")
+@click.option("--block", "blocks", multiple=True, metavar="SIZE", help="Block size; default 1MiB.")
+@click.option(
+    "--channel", "channels", multiple=True, metavar="NAME", help="shm, tcp, `tcp, plain`, grpc."
+)
+@click.option("--workers", default=1, metavar="N", help="How many exchange at once; default 1.")
+@click.option("--for", "for_s", default=0.5, metavar="SECONDS", help="How long each line takes.")
+def bench(
+    file: Path,
+    overrides: Sequence[str],
+    as_json: bool,
+    yes: bool,
+    timeout: float | None,
+    sizes: Sequence[str],
+    blocks: Sequence[str],
+    channels: Sequence[str],
+    workers: int,
+    for_s: float,
+) -> None:
+    """Measure how fast parameters move on the hosts of FILE, and say what that means."""
+    console = _console(as_json)
+    phases = _phases()
+    with phases("check"):
+        spec = _load(console, file, overrides).spec
+    from dsgd_cli.launcher import bench as benching
+
+    known = {carrier.label for carrier in benching.CARRIERS}
+    if unknown := set(channels) - known:
+        raise click.BadParameter(f"no such channel: {', '.join(sorted(unknown))}")
+    options = benching.Options(
+        sizes=_sizes(sizes) or benching.SIZES,
+        blocks=_sizes(blocks) or (benching.BLOCK_BYTES,),
+        channels=channels or tuple(carrier.label for carrier in benching.CARRIERS),
+        workers=workers,
+        for_s=for_s,
+        confirm=_confirm(yes),
+        timeout_s=timeout,
+    )
+    report = benching.bench(spec, console, options, phases)
+    if as_json:
+        for row in report.rows:
+            console.result(row.as_json())
+        console.result(report.as_json())
+        return
+    console.text(console.table(benching.HEAD, [row.row() for row in report.rows]))
+    for sentence in report.meaning():
+        console.text(sentence)
+    console.warn(report.failures())
+    console.note(benching.NOTES)
+    console.note(f"{spec.name}: {report.receipt}")
+
+
+def _sizes(texts: Sequence[str]) -> tuple[int, ...]:
+    from dsgd_cli.launcher.bench import parse_size
+
+    try:
+        return tuple(parse_size(text) for text in texts)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; print its error, if any; exit with its code."""
     gc.freeze()  # what was imported so far lives as long as the process

@@ -115,6 +115,41 @@ class Downpour(BaseModel):
     name: Literal["downpour"] = Field(default="downpour", description="the algorithm")
     push_every: Whole = Field(default=1, ge=1, le=1_000_000, description="steps between pushes")
     fetch_every: Whole = Field(default=1, ge=1, le=1_000_000, description="steps between fetches")
+    overlap: bool = Field(
+        default=True,
+        strict=True,
+        description="compute the next gradient while a push and a fetch are under way",
+    )
+
+
+class Auto(Options):
+    """shm on one host, tcp between hosts, grpc where neither works."""
+
+    encrypt: bool = Field(
+        default=True, strict=True, description="false: send tcp's blocks in clear"
+    )
+    force: bool = Field(
+        default=False, strict=True, description="in clear even beyond private addresses"
+    )
+
+
+class Shm(Options):
+    """Shared memory, for processes of one host."""
+
+
+class Tcp(Options):
+    """One socket for each worker and shard, encrypted."""
+
+    encrypt: bool = Field(
+        default=True, strict=True, description="false: authenticate only, send blocks in clear"
+    )
+    force: bool = Field(
+        default=False, strict=True, description="in clear even beyond private addresses"
+    )
+
+
+class Grpc(Options):
+    """On the connection that everything else uses: slower, works wherever gRPC does."""
 
 
 MODELS: dict[str, type[BaseModel]] = {"mlp": Mlp, "softmax": Softmax}
@@ -127,3 +162,4 @@ OPTIMIZERS: dict[str, type[BaseModel]] = {
     "adam": Adam,
 }
 ALGORITHMS: dict[str, type[BaseModel]] = {"downpour": Downpour}
+CHANNELS: dict[str, type[BaseModel]] = {"auto": Auto, "shm": Shm, "tcp": Tcp, "grpc": Grpc}

@@ -40,6 +40,7 @@ from dsgd_cli.contract.mistakes import (
 )
 from dsgd_cli.contract.options import (
     ALGORITHMS,
+    CHANNELS,
     DATASETS,
     MODELS,
     OPTIMIZERS,
@@ -607,6 +608,23 @@ class Train(Tree):
     until: Until = Field(default={}, validate_default=True, description="when the run ends")
 
 
+class Channel(Tree):
+    """What carries gradients and parameters between workers and servers."""
+
+    name: Literal["auto", "shm", "tcp", "grpc"] = Field(default="auto", description="which one")
+    options: dict[str, Any] = Field(default={}, description="its options")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long(cls, value: object) -> object:
+        if isinstance(value, Mapping) and set(value) <= {"name", "options"}:
+            name = _known(CHANNELS, value.get("name", "auto"), "channel", ("name",), key=False)
+            options = _checked(CHANNELS, name, value.get("options"), ("options",))
+        else:
+            name, options = _choice(CHANNELS, value, "channel")
+        return {"name": name, "options": options}
+
+
 # ── the cluster ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -636,6 +654,12 @@ class ClusterSpec(Tree):
     )
     servers: Servers = Field(default={}, validate_default=True, description="a number or a mapping")
     workers: Workers = Field(default={}, validate_default=True, description="a number or a mapping")
+    channel: Channel = Field(
+        default="auto",
+        validate_default=True,
+        description="what carries gradients and parameters: `auto`, `shm`, `tcp`, `grpc`,"
+        " `{tcp: {encrypt: false}}`",
+    )
     lease: Annotated[float, Seconds(1, DAY_S)] = Field(
         default=15.0, description="a launcher that is silent for so long is gone, and its run stops"
     )

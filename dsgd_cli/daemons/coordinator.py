@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
+from dsgd_cli.contract.errors import DsgdError
 from dsgd_cli.contract.names import COORDINATOR, process_name
 from dsgd_cli.daemons import lifecycle
 from dsgd_cli.daemons.lifecycle import Line, Message, Setup
@@ -120,6 +121,8 @@ class Coordinator(CoordinatorServicer):
             await self._form(tuple(message["servers"]), int(message["workers"]))
         elif kind == "run":
             await self._start(message)
+        elif kind == "bench":
+            await self._bench(message)
         elif kind == "finish" and self._run is not None:
             from dsgd_cli.engine.events import StopRequested
 
@@ -213,6 +216,28 @@ class Coordinator(CoordinatorServicer):
         for member in list(self._members.values()):
             run.feed(WorkerJoined(member.worker, member.incarnation))
         self._keep(asyncio.create_task(self._await_end(run)))
+
+    async def _bench(self, order: Message) -> None:
+        """Shards of no run, for workers to exchange with; only while nothing is trained."""
+        from dsgd_cli.daemons import benching
+        from dsgd_cli.daemons.peers import SLOW_CALL_TIMEOUT_S
+        from dsgd_cli.daemons.run import configuration
+        from dsgd_cli.engine.layout import cut
+
+        if self._peers is None or self._run is not None:
+            self._line.send({"type": "bench_ready", "error": "the cluster is not idle"})
+            return
+        try:
+            shapes = benching.tensors(order["bytes"])
+            servers = len(self._peers.addresses)
+            layout = cut(shapes, benching.DTYPE, servers, order["block_bytes"])
+        except DsgdError as error:
+            self._line.send({"type": "bench_ready", "error": str(error)})
+            return
+        self._epoch = max(self._epoch, self._peers.epoch) + 1
+        request = configuration(layout, self._epoch, "bench", order["optimizer"], self._living())
+        await self._peers.all("Configure", request, SLOW_CALL_TIMEOUT_S)
+        self._line.send({"type": "bench_ready", "epoch": self._epoch})
 
     def _refuse(self, order: Message, why: str) -> None:
         """A run that cannot even begin ends like any other."""

@@ -52,6 +52,7 @@ class Run:
         self._id: str = order["run_id"]
         self._seed = int(order["seed"])
         self._train: dict[str, Any] = order["train"]
+        self._channel: dict[str, Any] = order.get("channel") or {"name": "auto", "options": {}}
         self._workers = int(order["workers"])
         self._max_block_bytes = int(order.get("max_block_bytes", MAX_BLOCK_BYTES))
         self._peers = peers
@@ -134,6 +135,7 @@ class Run:
             seed=self._seed,
             train_json=json.dumps(self._train),
             workers=self._workers,
+            channel_json=json.dumps(self._channel),
         )
 
     def _finish(self, finish: ev.Finish) -> None:
@@ -215,23 +217,8 @@ class Run:
             servers=servers,
             max_block_bytes=self._max_block_bytes,
         )
-        optimizer = self._train["optimizer"]
         fences = dict(self._incarnations())
-
-        def request(index: int) -> pb.ConfigureRequest:
-            shard = layout.shards[index]
-            return pb.ConfigureRequest(
-                epoch=self.epoch,
-                run_id=self._id,
-                start=shard.start,
-                stop=shard.stop,
-                block_elements=layout.block_elements,
-                dtype=dtype,
-                optimizer=optimizer["name"],
-                options_json=json.dumps(optimizer.get("options", {})),
-                fences=fences,
-            )
-
+        request = configuration(layout, self.epoch, self._id, self._train["optimizer"], fences)
         await self._peers.all("Configure", request, SLOW_CALL_TIMEOUT_S)
         return ev.Configured()
 
@@ -256,6 +243,32 @@ class Run:
             for index, reply in enumerate(replies)
         ]
         return ev.Exported()
+
+
+def configuration(
+    layout: Layout,
+    epoch: int,
+    run_id: str,
+    optimizer: Mapping[str, Any],
+    fences: Mapping[int, int],
+) -> Callable[[int], pb.ConfigureRequest]:
+    """server's index -> what its shard is."""
+
+    def request(index: int) -> pb.ConfigureRequest:
+        shard = layout.shards[index]
+        return pb.ConfigureRequest(
+            epoch=epoch,
+            run_id=run_id,
+            start=shard.start,
+            stop=shard.stop,
+            block_elements=layout.block_elements,
+            dtype=layout.dtype,
+            optimizer=optimizer["name"],
+            options_json=json.dumps(optimizer.get("options", {})),
+            fences=fences,
+        )
+
+    return request
 
 
 def settings(seed: int, train: Mapping[str, Any]) -> ev.Settings:

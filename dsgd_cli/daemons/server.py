@@ -1,8 +1,9 @@
 """server/i: holds one shard behind the channels, and does what the coordinator says.
 
-Everything that touches the shard runs on one asyncio loop without a suspension in between: that is
-the lock which exactly-once needs. numpy is imported when the first run is configured, so that the
-process is ready at once. The parameters never touch a disk but through Export.
+Control and the grpc channel run on one asyncio loop; the other carriers have threads of their own,
+and the shard's locks keep them apart. The shard lives in a memfd, which the shm channel hands out.
+numpy is imported when the first run is configured, so that the process is ready at once. The
+parameters never touch a disk but through Export.
 """
 
 from __future__ import annotations
@@ -24,8 +25,22 @@ from dsgd_cli.daemons import lifecycle
 from dsgd_cli.daemons.lifecycle import Line, Message, Setup
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire import identity as ids
-from dsgd_cli.wire.channels.base import Header, HeldShard, Reason, Refused, Shape
-from dsgd_cli.wire.channels.grpc import serve_exchanges
+from dsgd_cli.wire.channels.base import (
+    Carrier,
+    Data,
+    Header,
+    HeldShard,
+    Operation,
+    Reason,
+    Refused,
+    Route,
+    Shape,
+    State,
+    Take,
+)
+from dsgd_cli.wire.channels.grpc import refusal_of, route_of, serve_exchanges
+from dsgd_cli.wire.channels.memory import ShardMemory
+from dsgd_cli.wire.channels.offered import make_carriers
 from dsgd_cli.wire.dsgd_pb2_grpc import ServerServicer, add_ServerServicer_to_server
 
 if TYPE_CHECKING:
@@ -44,12 +59,22 @@ async def _serve(line: Line, setup: Setup) -> None:
     identity = ids.Identity(setup.process, setup.cluster_id, **setup.tls)
     server = ids.make_server(identity)
     service = Service(setup.cluster_id, index, setup.results, line)
+    service.carriers = make_carriers(service, setup.bind)
     add_ServerServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     port = ids.listen(server, identity, setup.bind)
     await server.start()
     line.send({"type": "ready", "port": port, "pid": os.getpid()})
     threading.Thread(target=_warm_up, daemon=True).start()
+    line.listen(lambda message: _hear(line, setup.bind, message))
     await server.wait_for_termination()
+
+
+def _hear(line: Line, bind: str, message: Message) -> None:
+    """What the agent says: a server's orders come from the coordinator, all but `dsgd bench`'s."""
+    if message.get("type") == "echo":
+        from dsgd_cli.daemons.benching import offer_echo
+
+        offer_echo(line, bind)
 
 
 def _warm_up() -> None:
@@ -61,34 +86,35 @@ def _warm_up() -> None:
 class RunShard:
     """One run's shard as the channels see it: refusals become `Refused`."""
 
-    def __init__(self, shard: Shard, shape: Shape, dtype: Any) -> None:
+    def __init__(self, shard: Shard, shape: Shape, dtype: Any, memory: int) -> None:
         from numpy import frombuffer
 
         self.shard = shard
         self.shape = shape
+        self.memory = memory
         self.frozen = False
         self._dtype = dtype
         self._frombuffer = frombuffer
 
-    def push(self, header: Header, block: int, data: bytes) -> None:
-        gradient = self._frombuffer(data, self._dtype)
+    def push(self, header: Header, block: int, data: Data, take: Take | None = None) -> State:
         route = header.route
         try:
-            self.shard.apply(route.worker, route.incarnation, header.seq, block, gradient)
+            gradient = self._frombuffer(data, self._dtype)
+            return self.shard.push(
+                route.worker, route.incarnation, header.seq, block, gradient, take
+            )
         except Exception as error:
             raise _refused(error, block) from error
 
-    def write(self, header: Header, block: int, data: bytes) -> None:
+    def write(self, header: Header, block: int, data: Data) -> State:
         try:
             self.shard.write(block, self._frombuffer(data, self._dtype))
         except Exception as error:
             raise _refused(error, block) from error
+        return self.shard.observe(header.route.worker, block)
 
-    def read(self, block: int) -> bytes:
-        return bytes(self.shard.read(block))
-
-    def state(self, worker: int, block: int) -> tuple[int, tuple[int, int]]:
-        return self.shard.version(block), self.shard.applied(worker, block)
+    def read(self, worker: int, block: int, take: Take | None = None) -> State:
+        return self.shard.observe(worker, block, take)
 
 
 def _refused(error: Exception, block: int) -> Refused:
@@ -119,6 +145,7 @@ class Service(ServerServicer):
         self._epoch = 0
         self._run: RunShard | None = None
         self._fences: dict[int, int] = {}
+        self.carriers: dict[str, Carrier] = {}
 
     # ── for the channels ──
 
@@ -146,6 +173,26 @@ class Service(ServerServicer):
     async def Exchange(self, requests: Any, context: Any) -> None:
         await serve_exchanges(self, context)
 
+    async def OpenChannel(self, request: pb.OpenChannelRequest, context: Any) -> Any:
+        try:
+            return self._open_channel(request, ids.caller(context).index)
+        except Refused as refused:
+            return pb.OpenChannelReply(refusal=refusal_of(refused))
+
+    def _open_channel(self, request: pb.OpenChannelRequest, caller: int) -> pb.OpenChannelReply:
+        route = route_of(request.header, caller)
+        held = self.admit(Header(route, 0, Operation.PULL))
+        shape = Shape(request.size_bytes, request.block_bytes)
+        if shape != held.shape:
+            raise Refused(Reason.WRONG_SIZE, f"this shard is cut as {held.shape}, not {shape}")
+        carrier = self.carriers.get(request.kind)
+        if carrier is None:
+            raise Refused(Reason.NO_CARRIER, f"there is no {request.kind} here")
+        opened = carrier.open(request, route, held)
+        if isinstance(opened, pb.TcpTicket):
+            return pb.OpenChannelReply(tcp=opened)
+        return pb.OpenChannelReply(shm=opened)
+
     async def Health(self, request: pb.HealthRequest, context: Any) -> pb.HealthReply:
         return pb.HealthReply(cluster_id=self._cluster_id, shard=self._index, epoch=self._epoch)
 
@@ -156,12 +203,14 @@ class Service(ServerServicer):
             self._run = _run_shard(request)
             self._epoch = request.epoch
             self._fences = {}
+            self._retire()
         self._fence(request.fences)
         return pb.ConfigureReply()
 
     async def Fence(self, request: pb.FenceRequest, context: Any) -> pb.FenceReply:
         await self._current(request.epoch, context)
         self._fence({request.worker: request.incarnation})
+        self._retire()
         return pb.FenceReply()
 
     async def Freeze(self, request: pb.FreezeRequest, context: Any) -> pb.FreezeReply:
@@ -191,6 +240,17 @@ class Service(ServerServicer):
         self._line.send({"type": "lease", "seconds": request.seconds})
         return pb.RenewLeaseReply()
 
+    def _retire(self) -> None:
+        """Ends the channels whose every exchange would be refused from now on."""
+
+        def is_over(route: Route) -> bool:
+            return route.epoch != self._epoch or route.incarnation < self._fences.get(
+                route.worker, 0
+            )
+
+        for carrier in self.carriers.values():
+            carrier.retire(is_over)
+
     def _fence(self, fences: Mapping[int, int]) -> None:
         assert self._run is not None
         for worker, incarnation in fences.items():
@@ -214,11 +274,15 @@ def _run_shard(request: pb.ConfigureRequest) -> RunShard:
     from dsgd_cli.engine import optimizers
     from dsgd_cli.engine.shard import Shard
 
-    values = np.zeros(request.stop - request.start, request.dtype)
+    dtype = np.dtype(request.dtype)
     options = json.loads(request.options_json or "{}")
     optimizer = optimizers.make(request.optimizer, options, request.dtype)
-    shape = Shape(values.nbytes, request.block_elements * values.itemsize)
-    return RunShard(Shard(values, request.block_elements, optimizer), shape, values.dtype)
+    size_bytes = (request.stop - request.start) * dtype.itemsize
+    shape = Shape(size_bytes, request.block_elements * dtype.itemsize)
+    memory = ShardMemory(shape.size_bytes, shape.blocks)
+    values = np.frombuffer(memory.values, dtype)
+    shard = Shard(values, request.block_elements, optimizer, memory.stamps)
+    return RunShard(shard, shape, dtype, memory.fd)
 
 
 def export(shard: Shard, path: Path) -> tuple[int, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
 import traceback
 from collections.abc import Mapping
@@ -21,11 +22,15 @@ from dsgd_cli.daemons import lifecycle
 from dsgd_cli.daemons.lifecycle import Line, Message, Setup
 
 if TYPE_CHECKING:
+    from dsgd_cli.daemons.benching import Bench
     from dsgd_cli.daemons.trainer import Trainer
     from dsgd_cli.wire import dsgd_pb2 as pb
 
 FILES_TIMEOUT_S = 30.0
 REACH_TIMEOUT_S = 5.0
+# A message passes through several threads, each of which waits this long for a trainer that
+# computes; with Python's 5 ms the next task came after the one in hand had ended.
+SWITCH_S = 0.0005
 
 
 def work(line: Line, first: Message) -> None:
@@ -45,12 +50,13 @@ class Worker:
         self._setup = setup
         _, self._index = names.split_process(setup.process)
         self._identity = ids.Identity(setup.process, setup.cluster_id, **setup.tls)
-        self._inbox: queue.SimpleQueue[pb.FromCoordinator] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[pb.FromCoordinator | Message] = queue.SimpleQueue()
         self._told = threading.Condition()
         self._coordinator = ""
         self._files: dict[str, str | None] = {}
         self._servers: tuple[str, ...] = ()
         self._trainer: Trainer | None = None
+        self._bench: Bench | None = None
         line.listen(self._listen)
         self._session = Session(self._identity, self._await_join(), self._heard, self._lost_session)
 
@@ -58,14 +64,24 @@ class Worker:
         """Joins, then: what the coordinator asks first, else the next batch."""
         import dsgd_cli.daemons.trainer  # noqa: F401  before joining: the first run finds it warm
 
+        sys.setswitchinterval(SWITCH_S)
         self._session.open()
         while True:
-            trainer = self._trainer
-            if trainer is not None and trainer.busy and self._inbox.empty():
-                self._guarded(trainer.batch)
-                self._session.steps += 1
+            if self._trainer is not None and self._trainer.busy and self._inbox.empty():
+                self._guarded(self._train)
             else:
                 self._take(self._inbox.get())
+
+    def _train(self) -> None:
+        """Batches, until there is an order or nothing to do."""
+        from dsgd_cli.daemons.trainer import quiet
+
+        trainer, inbox, session = self._trainer, self._inbox, self._session
+        assert trainer is not None
+        with quiet():
+            while trainer.busy and inbox.empty():
+                trainer.batch()
+                session.steps += 1
 
     # ── from other threads ──
 
@@ -79,6 +95,8 @@ class Worker:
                 self._coordinator = message["coordinator"]
             elif kind == "files":
                 self._files = {what: message.get(what) for what in ("model", "data")}
+            elif kind == "bench":
+                self._inbox.put(message)
             self._told.notify_all()
 
     def _heard(self, message: pb.FromCoordinator) -> None:
@@ -104,7 +122,10 @@ class Worker:
             self._told.wait_for(lambda: self._coordinator)
             return self._coordinator
 
-    def _take(self, message: pb.FromCoordinator) -> None:
+    def _take(self, message: pb.FromCoordinator | Message) -> None:
+        if isinstance(message, dict):
+            self._line.send({"type": "benched", **self._benched(message)})
+            return
         kind = message.WhichOneof("kind")
         if kind == "servers":
             self._reach(tuple(message.servers.addresses))
@@ -141,6 +162,16 @@ class Worker:
             "evaluate": lambda: trainer.evaluate(body.evaluation),
         }
         self._guarded(orders[kind])
+
+    def _benched(self, order: Message) -> Message:
+        from dsgd_cli.daemons.benching import Bench
+
+        if self._bench is None:
+            self._bench = Bench(self._identity, self._index, self._session.incarnation)
+        try:
+            return self._bench.obey(order, self._servers, self._files)
+        except Exception as error:
+            return {"error": lifecycle.one_sentence(error)}
 
     def _prepare(self, prepare: pb.Prepare) -> None:
         from dsgd_cli.daemons.trainer import Trainer
@@ -198,12 +229,15 @@ class Worker:
 
     def _guarded(self, action: Any, epoch: int = 0) -> None:
         """Runs a piece of a run. The user's errors are reported, ours end the process."""
+        from dsgd_cli.daemons.parameters import Closed
         from dsgd_cli.wire.channels.base import Reason, Refused
         from dsgd_cli.wire.identity import PeerUnreachable
 
         trainer = self._trainer
         try:
             action()
+        except Closed:
+            return  # the coordinator says so in a moment
         except PeerUnreachable as error:
             if trainer is not None and trainer.over:
                 return

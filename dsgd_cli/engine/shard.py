@@ -1,4 +1,4 @@
-"""The part of the parameters that one server holds: a state machine without sockets or locks.
+"""The part of the parameters that one server holds: a state machine without sockets or clocks.
 
 Invariant: each acknowledged push is in each block exactly once. A block carries the parameters, the
 optimizer's slots, a version (the number of updates in it) and, per worker, the last push that it
@@ -6,14 +6,19 @@ contains as `(incarnation, seq)`:
 
     seq ≤ applied → skip · the next seq → apply · a gap → OutOfOrder · an older incarnation → Fenced
 
-A refused push changes nothing and consumes no seq. Blocks are numbered from 0 in the shard. One
-caller at a time: the daemon serialises; it also decides who may write and when to freeze.
+A refused push changes nothing and consumes no seq. Blocks are numbered from 0 in the shard.
+
+Any number of threads: numpy releases the GIL in the middle of an update, so each block has a lock,
+and data, slots, version and `applied` change and are read under it. `fence` and `freeze` are
+barriers: when they return, no update that they forbid is under way.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+import threading
+from collections.abc import Callable, MutableSequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +26,11 @@ from numpy.typing import NDArray
 from dsgd_cli.contract.errors import DsgdError
 from dsgd_cli.engine.optimizers import CHUNK, Optimizer
 
+STAMP_OF_WRITE = 1 << 40
 NOTHING = (0, 0)  # the (incarnation, seq) of a worker that a block has not heard of
+
+State: TypeAlias = tuple[int, tuple[int, int]]  # version, applied[worker]
+Take: TypeAlias = Callable[[memoryview], object]  # is called under the block's lock
 
 
 class PushRefused(DsgdError):
@@ -65,6 +74,24 @@ class Trained(PushRefused):
     """A late initialisation: the block has updates in it, which a write would lose."""
 
 
+class _Scratch(threading.local):
+    """Each thread its own."""
+
+    def __init__(self, size: int, dtype: Any) -> None:
+        self.array = np.empty(size, dtype)
+
+
+_turnstile = threading.Lock()
+
+
+def _in_order() -> None:
+    """Stores before it are seen before those after it, on every processor, by other processes."""
+    with _turnstile:
+        pass
+    with _turnstile:
+        pass
+
+
 def all_finite(vector: NDArray[Any]) -> bool:
     """Whether a flat vector has neither NaN nor infinity."""
     with np.errstate(all="ignore"):
@@ -72,9 +99,19 @@ def all_finite(vector: NDArray[Any]) -> bool:
 
 
 class Shard:
-    """`values` is the shard's slice of the parameters; the shard owns it from now on."""
+    """`values` is the shard's slice of the parameters; the shard owns it from now on.
 
-    def __init__(self, values: NDArray[Any], block_elements: int, optimizer: Optimizer) -> None:
+    `stamps` (one per block) are for who only sees the memory: 2 x version in the lower 40 bits, the
+    number of first values written above, and odd while the block changes.
+    """
+
+    def __init__(
+        self,
+        values: NDArray[Any],
+        block_elements: int,
+        optimizer: Optimizer,
+        stamps: MutableSequence[int] | memoryview | None = None,
+    ) -> None:
         if values.ndim != 1 or not values.flags.c_contiguous or not values.flags.writeable:
             raise ValueError("the values must be one contiguous writable vector")
         if values.size == 0 or block_elements < 1:
@@ -87,13 +124,16 @@ class Shard:
         self.blocks = len(parts)
         self._dtype = values.dtype
         self._update = optimizer.apply
-        self._scratch = np.empty(min(CHUNK, block_elements, values.size), values.dtype)
+        self._scratch = _Scratch(min(CHUNK, block_elements, values.size), values.dtype)
         self._data = [values[part] for part in parts]
         self._slots = [tuple([slot[part] for slot in slots]) for part in parts]
         self._bytes = [data.data.cast("B").toreadonly() for data in self._data]
         self._version = [0] * self.blocks
         self._applied: list[dict[int, tuple[int, int]]] = [{} for _ in parts]
+        self._stamps: Any = [0] * self.blocks if stamps is None else stamps
+        self._locks = [threading.Lock() for _ in parts]
         self._fence: dict[int, int] = {}
+        self._fence_lock = threading.Lock()
         self._frozen = False
 
     def apply(
@@ -101,44 +141,53 @@ class Shard:
     ) -> bool:
         """Applies one block of a push: True, or False where the block already has it."""
         self._check_block(block)
-        oldest = self._fence.get(worker, 0)
-        if incarnation < oldest:
-            raise Fenced(worker, incarnation, oldest)
-        last_incarnation, last_seq = self._applied[block].get(worker, NOTHING)
-        if incarnation != last_incarnation:
-            last_seq = 0  # newer: older ones are below the fence
-        if 1 <= seq <= last_seq:
-            return False
-        if seq != last_seq + 1:
-            raise OutOfOrder(worker, block, seq, last_seq + 1)
-        if self._frozen:
-            raise Frozen("the shard is frozen")
-        data = self._data[block]
-        self._check_array(block, gradient)
-        with np.errstate(all="ignore"):
-            if not _all_finite(gradient):
-                raise _not_finite(block, gradient)
-            self._version[block] += 1
-            self._update(data, self._slots[block], gradient, self._scratch, self._version[block])
-        self._applied[block][worker] = (incarnation, seq)
-        if incarnation > oldest:
-            self._fence[worker] = incarnation
-        return True
+        with self._locks[block]:
+            return self._apply(worker, incarnation, seq, block, gradient)
+
+    def push(
+        self,
+        worker: int,
+        incarnation: int,
+        seq: int,
+        block: int,
+        gradient: NDArray[Any],
+        take: Take | None = None,
+    ) -> State:
+        """`apply`, then `observe`, with nothing in between."""
+        self._check_block(block)
+        with self._locks[block]:
+            self._apply(worker, incarnation, seq, block, gradient)
+            if take is not None:
+                take(self._bytes[block])
+            return self._version[block], (incarnation, self._applied[block][worker][1])
+
+    def observe(self, worker: int, block: int, take: Take | None = None) -> State:
+        """The block's version and `applied[worker]`; `take` gets the bytes that belong to them."""
+        self._check_block(block)
+        with self._locks[block]:
+            if take is not None:
+                take(self._bytes[block])
+            return self._version[block], self._applied[block].get(worker, NOTHING)
 
     def write(self, block: int, values: NDArray[Any]) -> None:
         """Initialises a block. Repeating it is harmless until the first update."""
         self._check_block(block)
-        if self._version[block]:
-            raise Trained(f"block {block} has {self._version[block]} updates in it")
-        if self._frozen:
-            raise Frozen("the shard is frozen")
-        self._check_array(block, values)
-        if not all_finite(values):
-            raise _not_finite(block, values)
-        np.copyto(self._data[block], values)
+        with self._locks[block]:
+            if self._version[block]:
+                raise Trained(f"block {block} has {self._version[block]} updates in it")
+            if self._frozen:
+                raise Frozen("the shard is frozen")
+            self._check_array(block, values)
+            if not all_finite(values):
+                raise _not_finite(block, values)
+            self._stamps[block] += 1
+            _in_order()
+            np.copyto(self._data[block], values)
+            _in_order()
+            self._stamps[block] += STAMP_OF_WRITE - 1
 
     def read(self, block: int) -> memoryview:
-        """The block's bytes, read-only: a live view, valid until the next update of the block."""
+        """The block's bytes, read-only and live: valid until the next update of the block."""
         self._check_block(block)
         return self._bytes[block]
 
@@ -153,15 +202,64 @@ class Shard:
         return self._applied[block].get(worker, NOTHING)
 
     def fence(self, worker: int, incarnation: int) -> None:
-        """From now on refuses incarnations of the worker that are older than this one."""
-        self._fence[worker] = max(incarnation, self._fence.get(worker, 0))
+        """Refuses incarnations of the worker that are older than this one, from the return on."""
+        self._raise_fence(worker, incarnation)
+        self._settle()
 
     def freeze(self) -> None:
-        """No updates until `thaw`; repeats of applied ones are still answered."""
+        """No updates, from the return until `thaw`; repeats of applied ones are still answered."""
         self._frozen = True
+        self._settle()
 
     def thaw(self) -> None:
         self._frozen = False
+
+    def _apply(
+        self, worker: int, incarnation: int, seq: int, block: int, gradient: NDArray[Any]
+    ) -> bool:
+        oldest = self._fence.get(worker, 0)
+        if incarnation < oldest:
+            raise Fenced(worker, incarnation, oldest)
+        last_incarnation, last_seq = self._applied[block].get(worker, NOTHING)
+        if incarnation < last_incarnation:
+            raise Fenced(worker, incarnation, last_incarnation)
+        if incarnation > last_incarnation:
+            last_seq = 0
+        if 1 <= seq <= last_seq:
+            return False
+        if seq != last_seq + 1:
+            raise OutOfOrder(worker, block, seq, last_seq + 1)
+        if self._frozen:
+            raise Frozen("the shard is frozen")
+        self._check_array(block, gradient)
+        self._update_block(block, gradient)
+        self._applied[block][worker] = (incarnation, seq)
+        if incarnation > oldest:
+            self._raise_fence(worker, incarnation)
+        return True
+
+    def _update_block(self, block: int, gradient: NDArray[Any]) -> None:
+        with np.errstate(all="ignore"):
+            if not _all_finite(gradient):
+                raise _not_finite(block, gradient)
+            version = self._version[block] + 1
+            data, slots, scratch = self._data[block], self._slots[block], self._scratch.array
+            self._stamps[block] += 1
+            _in_order()
+            self._update(data, slots, gradient, scratch, version)
+            _in_order()
+            self._stamps[block] += 1
+            self._version[block] = version
+
+    def _raise_fence(self, worker: int, incarnation: int) -> None:
+        with self._fence_lock:
+            self._fence[worker] = max(incarnation, self._fence.get(worker, 0))
+
+    def _settle(self) -> None:
+        """Waits for the updates that are under way."""
+        for lock in self._locks:
+            with lock:
+                pass
 
     def _check_block(self, block: int) -> None:
         if not 0 <= block < self.blocks:

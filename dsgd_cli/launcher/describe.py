@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from dsgd_cli.contract.durations import format_duration, parse_duration
 from dsgd_cli.contract.mistakes import model_of
-from dsgd_cli.contract.options import ALGORITHMS, DATASETS, MODELS, OPTIMIZERS, READERS
+from dsgd_cli.contract.options import ALGORITHMS, CHANNELS, DATASETS, MODELS, OPTIMIZERS, READERS
 from dsgd_cli.contract.spec import (
     MAX_SERVERS,
     MAX_WORKERS,
@@ -31,7 +31,14 @@ from dsgd_cli.launcher.nodes import resolve
 
 Schema = dict[str, Any]
 SCHEMA_FILE = "dsgd.schema.json"
-SHORT = ("model", "data", "algorithm", "optimizer", "every")  # fields that nobody writes in full
+SHORT = (
+    "model",
+    "data",
+    "algorithm",
+    "optimizer",
+    "every",
+    "channel",
+)  # fields that nobody writes in full
 
 # ── JSON Schema ────────────────────────────────────────────────────────────────────────────────
 
@@ -40,7 +47,7 @@ def json_schema() -> str:
     """The JSON Schema of a cluster description, short forms included."""
     schema = ClusterSpec.model_json_schema()
     definitions: dict[str, Schema] = schema["$defs"]
-    tables = ({**MODELS, **DATASETS, **READERS, **OPTIMIZERS}, ALGORITHMS)
+    tables = ({**MODELS, **DATASETS, **READERS, **OPTIMIZERS, **CHANNELS}, ALGORITHMS)
     for table in tables:
         for model in table.values():
             definitions.setdefault(model.__name__, model.model_json_schema())
@@ -54,6 +61,7 @@ def json_schema() -> str:
         "ModelRef": [{"enum": list(MODELS)}, path, *_choices(MODELS)],
         "DataRef": [{"enum": list(DATASETS)}, path, *_choices(DATASETS), *_readers(definitions)],
         "Optimizer": [{"enum": list(OPTIMIZERS)}, *_choices(OPTIMIZERS)],
+        "Channel": [{"enum": list(CHANNELS)}, *_choices(CHANNELS)],
         "Downpour": [{"enum": list(ALGORITHMS)}, *_choices(ALGORITHMS, "Long")],
     }
     definitions["DownpourLong"] = definitions["Downpour"]
@@ -125,16 +133,17 @@ def _fields() -> Iterator[tuple[str, str, str]]:
     """(path, default, meaning) of every field, in the order of the tree."""
     yield from _below(ClusterSpec, "")
     for field, table in (
-        ("model", MODELS),
-        ("data", {**DATASETS, **READERS}),
-        ("algorithm", ALGORITHMS),
-        ("optimizer", OPTIMIZERS),
+        ("channel", CHANNELS),
+        ("train.model", MODELS),
+        ("train.data", {**DATASETS, **READERS}),
+        ("train.algorithm", ALGORITHMS),
+        ("train.optimizer", OPTIMIZERS),
     ):
         for name, model in table.items():
-            yield f"train.{field}: {name}", "", _first_line(model)
+            yield f"{field}: {name}", "", _first_line(model)
             for option, info in model.model_fields.items():
                 if option != "name":
-                    yield f"train.{field}.{name}.{option}", _default(info), _meaning(info)
+                    yield f"{field}.{name}.{option}", _default(info), _meaning(info)
 
 
 def _below(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
@@ -195,6 +204,7 @@ def resolved_yaml(spec: ClusterSpec) -> str:
         (data["train"]["until"], "max_time"),
     ):
         holder[name] = _duration(holder[name])
+    data["channel"] = {spec.channel.name: spec.channel.options}
     train = spec.train
     data["train"] |= {
         "model": _ref(train.model),

@@ -33,6 +33,7 @@ GROUPS = (
     ("numpy",),
     ("grpcio",),
     ("protobuf",),
+    ("cryptography", "cffi", "pycparser"),
     ("pydantic", "pydantic-core", "annotated-types", "typing-extensions", "typing-inspection"),
 )
 DOWNLOAD_TIMEOUT_S = 150.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from dsgd_cli.contract.errors import SpecError
 from dsgd_cli.contract.mistakes import Mistake, explain, show
 from dsgd_cli.contract.mistakes import Path as TreePath
-from dsgd_cli.contract.options import ALGORITHMS, DATASETS, MODELS, OPTIMIZERS, READERS
+from dsgd_cli.contract.options import ALGORITHMS, CHANNELS, DATASETS, MODELS, OPTIMIZERS, READERS
 from dsgd_cli.contract.spec import MAX_HOSTS, ClusterSpec
 from dsgd_cli.launcher import hosts, placement
 from dsgd_cli.launcher.nodes import (
@@ -46,11 +46,12 @@ sys.modules.setdefault(_NO_PLUGINS.__name__, _NO_PLUGINS)
 MAX_SHOWN = 100  # mistakes; who has more wants to see the first ones
 WIDTH = 100  # of the line shown above a caret
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
-_CHOICES = {
-    "model": MODELS,
-    "data": {**DATASETS, **READERS},
-    "algorithm": ALGORITHMS,
-    "optimizer": OPTIMIZERS,
+_CHOICES: dict[tuple[str | int, ...], Mapping[str, object]] = {
+    ("channel",): CHANNELS,
+    ("train", "model"): MODELS,
+    ("train", "data"): {**DATASETS, **READERS},
+    ("train", "algorithm"): ALGORITHMS,
+    ("train", "optimizer"): OPTIMIZERS,
 }
 
 
@@ -213,7 +214,7 @@ def _descend(root: Node, parts: list[str], places: list[Place], value: Node) -> 
 
 def _open(node: Node, path: tuple[str, ...], part: str) -> None:
     """Turn a short form into the mapping that `part` can be set in."""
-    table = _CHOICES.get(path[1]) if len(path) == 2 and path[0] == "train" else None
+    table = _CHOICES.get(tuple(path))
     if node.mapping is not None:
         if table is not None and part in table and part not in node.mapping:
             node.mapping.clear()  # another choice replaces the one that was made

@@ -137,6 +137,7 @@ class Training:
                     "run_id": self._result.run_dir.name,
                     "seed": spec.seed,
                     "train": spec.train.model_dump(mode="json"),
+                    "channel": spec.channel.model_dump(mode="json"),
                     "workers": spec.workers.count,
                 },
             )

@@ -27,6 +27,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NOT_FINITE: _ClassVar[Reason]
     FROZEN: _ClassVar[Reason]
     NOT_CONFIGURED: _ClassVar[Reason]
+    NO_CARRIER: _ClassVar[Reason]
 PULL: Operation
 PUSH: Operation
 PUSH_PULL: Operation
@@ -42,6 +43,7 @@ OUT_OF_ORDER: Reason
 NOT_FINITE: Reason
 FROZEN: Reason
 NOT_CONFIGURED: Reason
+NO_CARRIER: Reason
 
 class FromWorker(_message.Message):
     __slots__ = ("hello", "heartbeat", "reached", "unreachable", "prepared", "initialised", "report", "evaluated", "failed", "drained")
@@ -144,18 +146,20 @@ class Lease(_message.Message):
     def __init__(self, seconds: _Optional[float] = ...) -> None: ...
 
 class Prepare(_message.Message):
-    __slots__ = ("epoch", "run_id", "seed", "train_json", "workers")
+    __slots__ = ("epoch", "run_id", "seed", "train_json", "workers", "channel_json")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     TRAIN_JSON_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_JSON_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     run_id: str
     seed: int
     train_json: str
     workers: int
-    def __init__(self, epoch: _Optional[int] = ..., run_id: _Optional[str] = ..., seed: _Optional[int] = ..., train_json: _Optional[str] = ..., workers: _Optional[int] = ...) -> None: ...
+    channel_json: str
+    def __init__(self, epoch: _Optional[int] = ..., run_id: _Optional[str] = ..., seed: _Optional[int] = ..., train_json: _Optional[str] = ..., workers: _Optional[int] = ..., channel_json: _Optional[str] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "shape")
@@ -394,6 +398,54 @@ class Refusal(_message.Message):
     message: str
     block: int
     def __init__(self, reason: _Optional[_Union[Reason, str]] = ..., message: _Optional[str] = ..., block: _Optional[int] = ...) -> None: ...
+
+class OpenChannelRequest(_message.Message):
+    __slots__ = ("kind", "header", "size_bytes", "block_bytes", "plain", "host")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    header: Header
+    size_bytes: int
+    block_bytes: int
+    plain: bool
+    host: str
+    def __init__(self, kind: _Optional[str] = ..., header: _Optional[_Union[Header, _Mapping]] = ..., size_bytes: _Optional[int] = ..., block_bytes: _Optional[int] = ..., plain: _Optional[bool] = ..., host: _Optional[str] = ...) -> None: ...
+
+class OpenChannelReply(_message.Message):
+    __slots__ = ("refusal", "tcp", "shm")
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    TCP_FIELD_NUMBER: _ClassVar[int]
+    SHM_FIELD_NUMBER: _ClassVar[int]
+    refusal: Refusal
+    tcp: TcpTicket
+    shm: ShmTicket
+    def __init__(self, refusal: _Optional[_Union[Refusal, _Mapping]] = ..., tcp: _Optional[_Union[TcpTicket, _Mapping]] = ..., shm: _Optional[_Union[ShmTicket, _Mapping]] = ...) -> None: ...
+
+class TcpTicket(_message.Message):
+    __slots__ = ("port", "ticket", "key_up", "key_down")
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    KEY_UP_FIELD_NUMBER: _ClassVar[int]
+    KEY_DOWN_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    ticket: bytes
+    key_up: bytes
+    key_down: bytes
+    def __init__(self, port: _Optional[int] = ..., ticket: _Optional[bytes] = ..., key_up: _Optional[bytes] = ..., key_down: _Optional[bytes] = ...) -> None: ...
+
+class ShmTicket(_message.Message):
+    __slots__ = ("socket", "ticket", "host")
+    SOCKET_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    socket: str
+    ticket: bytes
+    host: str
+    def __init__(self, socket: _Optional[str] = ..., ticket: _Optional[bytes] = ..., host: _Optional[str] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ()

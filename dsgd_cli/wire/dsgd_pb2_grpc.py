@@ -124,6 +124,11 @@ class ServerStub:
                 request_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.ExchangeRequest.SerializeToString,
                 response_deserializer=dsgd__cli_dot_wire_dot_dsgd__pb2.ExchangeReply.FromString,
                 _registered_method=True)
+        self.OpenChannel = channel.unary_unary(
+                '/dsgd.Server/OpenChannel',
+                request_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.OpenChannelRequest.SerializeToString,
+                response_deserializer=dsgd__cli_dot_wire_dot_dsgd__pb2.OpenChannelReply.FromString,
+                _registered_method=True)
         self.Health = channel.unary_unary(
                 '/dsgd.Server/Health',
                 request_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.HealthRequest.SerializeToString,
@@ -169,6 +174,13 @@ class ServerServicer:
 
     def Exchange(self, request_iterator, context):
         """The parameter channel of one worker and this shard. See ExchangeRequest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenChannel(self, request, context):
+        """A single-use ticket to another carrier of the same shard. See OpenChannelRequest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -223,6 +235,11 @@ def add_ServerServicer_to_server(servicer, server):
                     servicer.Exchange,
                     request_deserializer=dsgd__cli_dot_wire_dot_dsgd__pb2.ExchangeRequest.FromString,
                     response_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.ExchangeReply.SerializeToString,
+            ),
+            'OpenChannel': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenChannel,
+                    request_deserializer=dsgd__cli_dot_wire_dot_dsgd__pb2.OpenChannelRequest.FromString,
+                    response_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.OpenChannelReply.SerializeToString,
             ),
             'Health': grpc.unary_unary_rpc_method_handler(
                     servicer.Health,
@@ -290,6 +307,33 @@ class Server:
             '/dsgd.Server/Exchange',
             dsgd__cli_dot_wire_dot_dsgd__pb2.ExchangeRequest.SerializeToString,
             dsgd__cli_dot_wire_dot_dsgd__pb2.ExchangeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenChannel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dsgd.Server/OpenChannel',
+            dsgd__cli_dot_wire_dot_dsgd__pb2.OpenChannelRequest.SerializeToString,
+            dsgd__cli_dot_wire_dot_dsgd__pb2.OpenChannelReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,6 +29,7 @@ from dsgd_cli.contract.errors import DsgdError
 ALLOWED: Mapping[str, frozenset[str]] = {
     "/dsgd.Coordinator/Session": frozenset({"worker"}),
     "/dsgd.Server/Exchange": frozenset({"worker"}),
+    "/dsgd.Server/OpenChannel": frozenset({"worker"}),
     "/dsgd.Server/Health": frozenset({"coordinator", "worker"}),
     "/dsgd.Server/Configure": frozenset({"coordinator"}),
     "/dsgd.Server/Fence": frozenset({"coordinator"}),

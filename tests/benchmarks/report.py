@@ -103,7 +103,7 @@ def machine() -> dict[str, Any]:
 def about(facts: dict[str, Any]) -> str:
     return (
         f"{facts['date']}, {facts['cores']} cores of {facts['cpu']}, {facts['memory_gb']} GB, "
-        f"Linux {facts['kernel']}, Python {facts['python']}; load {facts['load']}; "
+        f"Linux {facts['kernel']}, Python {facts['python']}, load {facts['load']}; "
         "medians, with the least and the most."
     )
 

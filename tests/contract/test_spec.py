@@ -106,6 +106,25 @@ def test_options_are_complete() -> None:
     assert train(optimizer="sgd").optimizer.options == {"learning_rate": 0.01}
 
 
+@pytest.mark.parametrize(
+    ("written", "name", "options"),
+    [
+        ("auto", "auto", {"encrypt": True, "force": False}),
+        ("shm", "shm", {}),
+        ("grpc", "grpc", {}),
+        ("tcp", "tcp", {"encrypt": True, "force": False}),
+        ({"tcp": {"encrypt": False}}, "tcp", {"encrypt": False, "force": False}),
+        ({"auto": {"encrypt": False}}, "auto", {"encrypt": False, "force": False}),
+        ({"name": "tcp", "options": {"force": True}}, "tcp", {"encrypt": True, "force": True}),
+    ],
+)
+def test_channels(written: Any, name: str, options: dict[str, Any]) -> None:
+    made = spec(channel=written)
+    assert (made.channel.name, made.channel.options) == (name, options)
+    assert spec(channel=made.channel.model_dump(mode="json")).channel == made.channel
+    assert spec().channel.name == "auto"
+
+
 def test_intervals() -> None:
     every = train(evaluate={"every": "5 epochs"}).evaluate.every
     assert (every.count, every.unit) == (5.0, "epoch")
@@ -179,6 +198,11 @@ def test_the_dump_is_valid_input_again(fields: dict[str, Any]) -> None:
             "'a/b.txt' is not a model – its name must end with .py",
         ),
         ({"train": {"data": "host:a.py"}}, "'host:a.py' is not absolute – write host:/path"),
+        ({"channel": "tpc"}, "unknown channel 'tpc' – did you mean 'tcp'?"),
+        (
+            {"channel": {"tcp": {"encrypt": "no"}}},
+            "expected true or false, found 'no' – write false",
+        ),
         (
             {"train": {"optimizer": {"sgd": {}, "adam": {}}}},
             "expected one optimizer, found 'sgd', 'adam' – name a single optimizer",

@@ -9,6 +9,7 @@ end are shards with planted bugs that it must catch.
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -580,3 +581,58 @@ def test_the_checker_catches_a_planted_bug(mutant: type[Shard]) -> None:
         except Violation:
             return
     pytest.fail(f"{mutant.__name__} survived")
+
+
+# ---- threads
+
+
+def test_threads_lose_no_update_and_read_no_torn_block() -> None:
+    """numpy lets other threads run in the middle of an update; the block's lock does not."""
+    elements, pushes, workers = 1 << 16, 60, 4
+    shard = shard_of(2 * elements, elements)
+    ones, torn = np.ones(elements, np.float32), []
+
+    def look(values: memoryview) -> None:
+        seen = np.frombuffer(values, np.float32)
+        if seen.min() != seen.max():
+            torn.append(seen.copy())
+
+    def push(worker: int) -> None:
+        for seq in range(1, pushes + 1):
+            for block in range(2):
+                shard.push(worker, 1, seq, block, ones, look)
+
+    threads = [threading.Thread(target=push, args=(worker,)) for worker in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not torn
+    assert values(shard, 0) == values(shard, 1) == [workers * pushes] * elements
+    assert [shard.version(block) for block in range(2)] == [workers * pushes] * 2
+
+
+@pytest.mark.parametrize("barrier", ["fence", "freeze"])
+def test_fence_and_freeze_wait_for_the_update_under_way(barrier: str) -> None:
+    begun, proceed = threading.Event(), threading.Event()
+
+    def slow(data: Vector, slots: tuple[Vector, ...], g: Vector, scratch: Vector, t: int) -> None:
+        begun.set()
+        assert proceed.wait(10)
+        np.add(data, g, out=data)
+
+    shard = shard_of(8, 4, Optimizer("slow", 0, (), slow))
+    pusher = threading.Thread(target=shard.apply, args=(0, 1, 1, 1, ONES))
+    pusher.start()
+    assert begun.wait(10)
+    action = shard.freeze if barrier == "freeze" else lambda: shard.fence(0, 2)
+    closer = threading.Thread(target=action)
+    closer.start()
+    closer.join(0.1)
+    assert closer.is_alive()  # it must not return before the update is over
+    with pytest.raises(Frozen if barrier == "freeze" else Fenced):
+        shard.apply(0, 1, 1, 0, ONES)  # and nothing new begins meanwhile
+    proceed.set()
+    closer.join(10)
+    pusher.join(10)
+    assert values(shard, 1) == [1, 1, 1, 1]

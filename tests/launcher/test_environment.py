@@ -48,6 +48,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "index"
     folder.mkdir()
     wanted = {"numpy": "2.0", "grpcio": "1.7", "protobuf": "6.0", "pydantic": "2.9"}
+    wanted |= {"cryptography": "47.0", "cffi": "2.0", "pycparser": "3.0"}
     wanted |= {"pydantic-core": "2.1", "annotated-types": "0.7"}
     wanted |= {"typing-extensions": "4.1", "typing-inspection": "0.4"}
     for name, version in wanted.items():
@@ -99,7 +100,8 @@ def names(wheels: Any) -> list[str]:
 
 
 ALL = [
-    *("annotated_types-0.7", "grpcio-1.7", "numpy-2.0", "protobuf-6.0", "pydantic-2.9"),
+    *("annotated_types-0.7", "cffi-2.0", "cryptography-47.0", "grpcio-1.7", "numpy-2.0"),
+    *("protobuf-6.0", "pycparser-3.0", "pydantic-2.9"),
     *("pydantic_core-2.1", "typing_extensions-4.1", "typing_inspection-0.4"),
 ]
 

@@ -392,6 +392,12 @@ BASE = "hosts: [a, {address: b, slots: 3}]\nservers: 2\nworkers: 4\ntrain: {mode
             "train.optimizer.options",
             {"learning_rate": 0.001, "beta1": 0.5, "beta2": 0.6, "epsilon": 1e-8},
         ),
+        (["channel=grpc"], "channel.name", "grpc"),
+        (
+            ["channel.tcp.encrypt=false"],
+            "channel.options",
+            {"encrypt": False, "force": False},
+        ),
         (["train.until.accuracy=0.9"], "train.until.accuracy", 0.9),
         (["train.evaluate.every=2 epochs"], "train.evaluate.every.count", 2.0),
         (["lease=3s"], "lease", 3.0),

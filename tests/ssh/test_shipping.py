@@ -71,6 +71,7 @@ def test_a_bare_host_gets_all_it_needs(
     script = (
         f"import sys; sys.path[:0] = {paths!r}\n"
         "import numpy, grpc, google.protobuf, pydantic, dsgd_cli.wire.dsgd_pb2\n"
+        "from cryptography.hazmat.primitives.ciphers.aead import AESGCM\n"
         "print(numpy.ones(3) @ numpy.ones(3), numpy.__file__)\n"
         f"exec(open('{cache}/files/{model.hash}/model.py').read())"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from dsgd_cli.daemons.server import Service
 from dsgd_cli.launcher.identity import Authority, make_authority, new_cluster_id
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire import identity as ids
+from dsgd_cli.wire.channels.offered import make_carriers
 from dsgd_cli.wire.dsgd_pb2_grpc import ServerStub, add_ServerServicer_to_server
 
 BLOCK_ELEMENTS = 16
@@ -54,6 +54,7 @@ class Shard:
         me = identity(self.authority, "server/0")
         self._server = ids.make_server(me)
         self.service = Service(me.cluster_id, 0, str(results), self.line)
+        self.service.carriers = make_carriers(self.service, "127.0.0.1")
         add_ServerServicer_to_server(self.service, self._server)
         port = ids.listen(self._server, me, "127.0.0.1")
         await self._server.start()
@@ -89,6 +90,8 @@ class Shard:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+        for carrier in self.service.carriers.values():
+            carrier.close()
         self.do(end())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
@@ -121,7 +124,8 @@ class Proxy:
         self.cuts = 0
         self.connections: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.port = int(self._listener.getsockname()[1])
+        self.address = f"127.0.0.1:{self.port}"
         self._open = True
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -132,12 +136,19 @@ class Proxy:
                 theirs = socket.create_connection(("127.0.0.1", self._port))
                 self.connections |= {ours, theirs}
                 budget = [self._fate()]
-                for ends in ((ours, theirs), (theirs, ours)):
+                for ends in ((ours, theirs, True), (theirs, ours, False)):
                     threading.Thread(target=self._copy, args=(*ends, budget), daemon=True).start()
 
-    def _copy(self, source: socket.socket, sink: socket.socket, budget: list[int | None]) -> None:
+    def seen(self, data: bytes, up: bool) -> bytes:
+        """What passes, and how it is passed on: for those who listen or tamper."""
+        return data
+
+    def _copy(
+        self, source: socket.socket, sink: socket.socket, up: bool, budget: list[int | None]
+    ) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(4096):
+            while data := source.recv(65_536 if budget[0] is None else 4096):
+                data = self.seen(data, up)
                 if budget[0] is not None:
                     budget[0] -= len(data)
                     if budget[0] < 0:
@@ -153,12 +164,3 @@ class Proxy:
         self._listener.close()
         for end in self.connections:
             end.close()
-
-
-@pytest.fixture
-def cutting_proxy(shard: Shard) -> Iterator[Proxy]:
-    """Every connection dies after 8 to 40 KB."""
-    chance = random.Random(7)
-    proxy = Proxy(shard.port, lambda: chance.randrange(8_000, 40_000))
-    yield proxy
-    proxy.close()

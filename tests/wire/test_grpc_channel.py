@@ -1,4 +1,4 @@
-"""The gRPC carrier against a real server: exactly once, whatever happens to the connection."""
+"""What is gRPC's alone: the messages on its stream. The rest is in the suites of channels/."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels import grpc as carrier
-from dsgd_cli.wire.channels.base import Exchange, Operation, Reason, Refused, Route, Shape, run
+from dsgd_cli.wire.channels.base import Exchange, Operation, Refused, Route, Shape, run
 from dsgd_cli.wire.channels.grpc import GrpcChannel, messages
-from tests.wire.conftest import BLOCK_ELEMENTS, Proxy, Shard, identity
+from tests.wire.conftest import BLOCK_ELEMENTS, Shard, identity
 
 ELEMENTS = 1000  # 63 blocks of 16 floats, the last one of 8
 SHAPE = Shape(ELEMENTS * 4, BLOCK_ELEMENTS * 4)
@@ -81,153 +81,6 @@ def refusal(worker: Worker, *arguments: Any, **named: Any) -> Refused:
     with pytest.raises(Refused) as caught:
         worker.do(*arguments, **named)
     return caught.value
-
-
-def test_what_is_written_is_pulled_and_what_is_pushed_is_applied(
-    new_worker: Callable[..., Worker],
-) -> None:
-    worker = new_worker()
-    first = np.arange(ELEMENTS, dtype=np.float32)
-    written = worker.do(Operation.WRITE, up=first)
-    assert written.versions == [0] * SHAPE.blocks
-    worker.do(Operation.PULL)
-    np.testing.assert_array_equal(worker.parameters, first)
-    pushed = worker.push(ones())
-    np.testing.assert_array_equal(worker.parameters, first - 1)
-    assert pushed.versions == [1] * SHAPE.blocks
-    assert pushed.applied == [(1, 1)] * SHAPE.blocks
-    alone = worker.do(Operation.PUSH, 2, ones())
-    assert alone.versions == [2] * SHAPE.blocks
-    np.testing.assert_array_equal(worker.parameters, first - 1)  # a push brings nothing down
-
-
-def test_a_push_sent_again_is_applied_once(new_worker: Callable[..., Worker]) -> None:
-    worker = new_worker()
-    for seq in (1, 1, 2, 1, 2):
-        exchange = worker.push(ones(), seq)
-    np.testing.assert_array_equal(worker.parameters, ones(-2))
-    assert exchange.applied == [(1, 2)] * SHAPE.blocks
-
-
-def test_exactly_once_while_connections_die(
-    new_worker: Callable[..., Worker], cutting_proxy: Proxy
-) -> None:
-    """Each push adds 1 everywhere: the parameters count the pushes that were applied."""
-    pushes = 20
-    workers = [new_worker(worker=i, address=cutting_proxy.address) for i in range(2)]
-    failures: list[BaseException] = []
-
-    def train(worker: Worker) -> None:
-        try:
-            for _ in range(pushes):
-                worker.push(ones(-1.0))
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=train, args=(worker,)) for worker in workers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not failures
-    assert cutting_proxy.cuts >= 5, "the proxy did not do its work"
-    direct = new_worker(worker=0)
-    pulled = direct.do(Operation.PULL)
-    np.testing.assert_array_equal(direct.parameters, ones(2 * pushes))
-    assert pulled.versions == [2 * pushes] * SHAPE.blocks
-    assert pulled.applied == [(1, pushes)] * SHAPE.blocks
-
-
-def test_a_gap_is_refused_and_changes_nothing(new_worker: Callable[..., Worker]) -> None:
-    worker = new_worker()
-    assert refusal(worker, Operation.PUSH_PULL, 2, ones()).reason is Reason.OUT_OF_ORDER
-    worker.push(ones(), 1)  # the stream lives on, and no seq was consumed
-    np.testing.assert_array_equal(worker.parameters, ones(-1))
-
-
-def test_a_fenced_incarnation_can_neither_push_nor_write_nor_pull(
-    configured: Shard, new_worker: Callable[..., Worker]
-) -> None:
-    old, new = new_worker(incarnation=1), new_worker(incarnation=2)
-    old.push(ones())
-    fence = pb.FenceRequest(epoch=configured.epoch, worker=0, incarnation=2)
-    configured.stub().Fence(fence, timeout=5)
-    assert refusal(old, Operation.PUSH_PULL, 2, ones()).reason is Reason.FENCED
-    assert refusal(old, Operation.WRITE, 0, ones()).reason is Reason.FENCED
-    assert refusal(old, Operation.PULL).reason is Reason.FENCED
-    new.push(ones(), 1)
-    np.testing.assert_array_equal(new.parameters, ones(-2))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", [0, ELEMENTS - 1])
-def test_what_is_not_finite_never_reaches_its_block(
-    new_worker: Callable[..., Worker], value: float, place: int
-) -> None:
-    worker = new_worker()
-    gradient = ones()
-    gradient[place] = value
-    refused = refusal(worker, Operation.PUSH_PULL, 1, gradient)
-    assert refused.reason is Reason.NOT_FINITE
-    assert refused.block == place // BLOCK_ELEMENTS
-    worker.do(Operation.PULL)
-    assert np.isfinite(worker.parameters).all()
-    assert worker.parameters[place] == 0
-
-
-def test_a_write_after_the_first_update_is_refused(new_worker: Callable[..., Worker]) -> None:
-    worker = new_worker()
-    worker.push(ones())
-    assert refusal(worker, Operation.WRITE, 0, ones(5)).reason is Reason.OUT_OF_ORDER
-
-
-def test_a_frozen_shard_makes_pushes_wait_and_pulls_not(
-    configured: Shard, new_worker: Callable[..., Worker]
-) -> None:
-    worker, reader = new_worker(worker=0), new_worker(worker=1)
-    stub = configured.stub()
-    stub.Freeze(pb.FreezeRequest(epoch=configured.epoch), timeout=5)
-    thread = threading.Thread(target=worker.push, args=(ones(),))
-    thread.start()
-    for _ in range(5):
-        reader.do(Operation.PULL)
-        np.testing.assert_array_equal(reader.parameters, ones(0))
-    assert thread.is_alive()
-    stub.Thaw(pb.ThawRequest(epoch=configured.epoch), timeout=5)
-    thread.join(10)
-    assert not thread.is_alive()
-    np.testing.assert_array_equal(worker.parameters, ones(-1))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "reason"),
-    [
-        ({"cluster": "0" * 16}, Reason.WRONG_CLUSTER),
-        ({"epoch": 2}, Reason.WRONG_EPOCH),
-        ({"shard": 1}, None),  # the certificate of server/0 is not that of server/1
-        ({"shape": Shape(ELEMENTS * 4 + 64, BLOCK_ELEMENTS * 4)}, Reason.WRONG_SIZE),
-        ({"shape": Shape(ELEMENTS * 4 - 64, BLOCK_ELEMENTS * 4)}, Reason.WRONG_SIZE),
-        ({"shape": Shape(ELEMENTS * 4, BLOCK_ELEMENTS * 8)}, Reason.WRONG_SIZE),
-    ],
-)
-def test_what_does_not_belong_here_is_refused(
-    new_worker: Callable[..., Worker], wrong: dict[str, Any], reason: Reason | None
-) -> None:
-    worker = new_worker(**wrong, give_up_s=0.5)
-    gradient = np.ones(len(worker.parameters), np.float32)
-    if reason is None:
-        with pytest.raises(ids.PeerUnreachable, match="another process"):
-            worker.push(gradient)
-    else:
-        assert refusal(worker, Operation.PUSH_PULL, 1, gradient).reason is reason
-
-
-def test_no_run_is_no_shard(shard: Shard) -> None:
-    worker = Worker(shard)
-    try:
-        assert refusal(worker, Operation.PULL).reason is Reason.NOT_CONFIGURED
-    finally:
-        worker.channel.close()
 
 
 def raw(configured: Shard, *requests: pb.ExchangeRequest) -> list[pb.ExchangeReply]:
@@ -351,15 +204,4 @@ def test_a_silent_server_is_given_up_within_the_deadline(configured: Shard) -> N
         assert time.monotonic() - began_s < 6
     finally:
         hung.set()
-        worker.channel.close()
-
-
-def test_a_dead_server_is_given_up_with_the_reason(configured: Shard) -> None:
-    worker = Worker(configured, give_up_s=1.0)
-    try:
-        worker.push(ones())
-        configured.do(configured._server.stop(0))
-        with pytest.raises(ids.PeerUnreachable, match="nobody listens"):
-            worker.push(ones())
-    finally:
         worker.channel.close()

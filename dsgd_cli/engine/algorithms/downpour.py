@@ -4,11 +4,12 @@ Source: J. Dean et al., "Large Scale Distributed Deep Networks", NIPS 2012, sect
 algorithm 1.1 of the appendix: a replica adds each minibatch's gradient to an accrued sum, sends
 the sum every n_push steps and starts it anew, and asks for the parameters every n_fetch steps.
 
-What differs from the paper: the replica waits for each push and pull (nothing overlaps with the
-next gradient); it does not take steps of its own between two fetches, so with `fetch_every` > 1
-all gradients until the next fetch are of the same parameters; counts run from the last push or
-fetch instead of from the first step; the sum is also sent when a task ends, so that a task that
-ended is in the parameters as a whole; a gradient that is not finite is left out of the sum.
+What differs from the paper: it does not take steps of its own between two fetches, so with
+`fetch_every` > 1 all gradients until the next fetch are of the same parameters; counts run from
+the last push or fetch instead of from the first step; the sum is also sent when a task ends, so
+that a task that ended is in the parameters as a whole; a gradient that is not finite is left out
+of the sum. As in the paper pushes and fetches go on while the next gradient is computed, but never
+more than one exchange: a gradient is of parameters that lack at most this replica's last push.
 The optimizer (Adagrad in the paper) is the server's, and sees the sum as one gradient.
 
 Pure bookkeeping: the caller owns the buffers and does what it is told.
@@ -44,21 +45,22 @@ class Downpour:
         """The next gradient begins a new sum: it may be written straight into the push buffer."""
         return self.summed == 0
 
-    def after_gradient(self, finite: bool = True) -> Action:
-        """A gradient was computed and, if finite, is now in the sum."""
+    def after_gradient(self, finite: bool = True, ends: bool = False) -> Action:
+        """A gradient was computed and, if finite, is now in the sum. `ends`: so does the task."""
         self.summed += finite
         self._since_push += 1
         self._since_fetch += 1
         pull = self._since_fetch >= self.fetch_every
-        push = self._since_push >= self.push_every and self.summed > 0
+        due = ends or self._since_push >= self.push_every
+        push = due and self.summed > 0
         if pull:
             self._since_fetch = 0
-        if self._since_push >= self.push_every:
+        if due:
             self._sent()
         return _action(push, pull)
 
     def flush(self) -> Action:
-        """The task ends, or the worker is drained: nothing may stay behind."""
+        """The worker is drained: nothing may stay behind."""
         push = self.summed > 0
         self._sent()
         return _action(push, pull=False)

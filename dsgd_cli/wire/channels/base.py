@@ -12,9 +12,18 @@ to the channel until it is done.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+import select
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias, cast
+
+from dsgd_cli.wire import dsgd_pb2 as pb
+from dsgd_cli.wire.channels.spin import Spin
+
+LOOK_S = 0.5  # how long a wait lasts before the channel is asked whether it was closed
+
+Data: TypeAlias = "bytes | memoryview"
+Opened: TypeAlias = "pb.TcpTicket | pb.ShmTicket"
 
 
 class Operation(enum.IntEnum):
@@ -50,6 +59,16 @@ class Reason(enum.IntEnum):
     NOT_FINITE = 8
     FROZEN = 9
     NOT_CONFIGURED = 10
+    NO_CARRIER = 11
+
+
+class Unavailable(Exception):
+    """This kind of channel does not work between these two; another one may. `why` is printed."""
+
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(f"{kind}: {why}")
+        self.kind = kind
+        self.why = why
 
 
 class Refused(Exception):
@@ -119,12 +138,32 @@ class Channel(Protocol):
         """Break off whatever is in flight. Idempotent."""
 
 
-def run(channels: Sequence[Channel], exchanges: Sequence[Exchange]) -> None:
-    """All exchanges, each on its channel, at once. Raises the first refusal after all are done."""
+class Pollable(Channel, Protocol):
+    """A channel that needs its thread to move, but lets it wait for others, too."""
+
+    spin: Spin
+
+    def turn(self) -> bool | None:
+        """`advance` without waiting; None where nothing moved."""
+
+    def waits_for(self) -> tuple[int, int]:
+        """After that: a file, and the events of it (`select.poll`) that make another worth it."""
+
+
+def begin(channels: Sequence[Channel], exchanges: Sequence[Exchange]) -> None:
+    """Start all exchanges, each on its channel; `settle` must follow."""
     for channel, exchange in zip(channels, exchanges, strict=True):
         channel.begin(exchange)
-    refusal: Refused | None = None
+
+
+def settle(channels: Sequence[Channel]) -> None:
+    """Wait for all at once. Raises the first refusal after all are done."""
+    pollable = [cast(Pollable, channel) for channel in channels if hasattr(channel, "turn")]
+    refusal = None
     pending = list(channels)
+    if len(pollable) > 1:
+        refusal = _settle_together(pollable)
+        pending = [channel for channel in channels if not hasattr(channel, "turn")]
     while pending:
         for channel in tuple(pending):
             try:
@@ -138,6 +177,38 @@ def run(channels: Sequence[Channel], exchanges: Sequence[Exchange]) -> None:
         raise refusal
 
 
+def _settle_together(pending: list[Pollable]) -> Refused | None:
+    """Turn by turn, so that each shard always has something to do."""
+    refusal: Refused | None = None
+    while pending:
+        moved = False
+        for channel in tuple(pending):
+            try:
+                done = channel.turn()
+            except Refused as error:
+                refusal = refusal or error
+                done = True
+            if done:
+                pending.remove(channel)
+            moved = moved or done is not None
+        if not moved:
+            _wait(pending)
+    return refusal
+
+
+def _wait(pending: Sequence[Pollable]) -> None:
+    poll = select.poll()
+    for channel in pending:
+        poll.register(*channel.waits_for())
+    pending[0].spin.wait(lambda: poll.poll(0), lambda: poll.poll(LOOK_S * 1000))
+
+
+def run(channels: Sequence[Channel], exchanges: Sequence[Exchange]) -> None:
+    """All exchanges, from the beginning to the end."""
+    begin(channels, exchanges)
+    settle(channels)
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """What opens an exchange, as the server reads it."""
@@ -147,24 +218,35 @@ class Header:
     operation: Operation
 
 
+State: TypeAlias = tuple[int, tuple[int, int]]  # of a block: (version, applied[worker])
+Take: TypeAlias = Callable[[memoryview], object]  # gets a block's bytes, which stand still
+
+
 class HeldShard(Protocol):
-    """One run's shard. Calls are never interleaved with those of another carrier."""
+    """One run's shard. From any thread; each call is atomic for its block.
+
+    `take` is called with the block's bytes, read-only and gone when it returns: it copies, encrypts
+    or sends them. It runs under the block's lock, so it must not wait for a peer.
+    """
 
     @property
     def shape(self) -> Shape:
         """How it is cut."""
 
-    def push(self, header: Header, block: int, data: bytes) -> None:
+    @property
+    def memory(self) -> int:
+        """A memfd: the values (`shape.size_bytes`, rounded up to 64), then one 8-byte stamp for
+        each block: 2 x version in the lower 40 bits, the number of first values written above, and
+        odd while the block changes."""
+
+    def push(self, header: Header, block: int, data: Data, take: Take | None = None) -> State:
         """Apply a gradient, or skip it if it is a duplicate. Raises Refused."""
 
-    def write(self, header: Header, block: int, data: bytes) -> None:
+    def write(self, header: Header, block: int, data: Data) -> State:
         """Set first values. Raises Refused."""
 
-    def read(self, block: int) -> bytes:
-        """The values now, raw."""
-
-    def state(self, worker: int, block: int) -> tuple[int, tuple[int, int]]:
-        """(version, applied[worker])."""
+    def read(self, worker: int, block: int, take: Take | None = None) -> State:
+        """The state and, with `take`, the values that belong to it."""
 
 
 class Holding(Protocol):
@@ -172,3 +254,20 @@ class Holding(Protocol):
 
     def admit(self, header: Header) -> HeldShard:
         """Raises Refused unless this exchange belongs to the current run and a living worker."""
+
+
+class Carrier(Protocol):
+    """A server's end of one kind of channel: made with the Holding, before the first run.
+
+    A carrier has threads of its own; `open`, `retire` and `close` are called from the server's
+    loop and must not wait for a peer.
+    """
+
+    def open(self, request: pb.OpenChannelRequest, route: Route, held: HeldShard) -> Opened:
+        """What the worker needs to connect, once. Raises Refused."""
+
+    def retire(self, is_over: Callable[[Route], bool]) -> None:
+        """Close the connections and drop the tickets of what is over: a run or an incarnation."""
+
+    def close(self) -> None:
+        """The server goes."""

@@ -3,7 +3,7 @@
 It works wherever HTTP/2 does, on the same mTLS port as everything else. Small blocks share a
 message, a message stays near 1 MiB. The worker's side uses gRPC's threads (a stream is written by
 its own thread while the trainer's thread reads), so that a push_pull is full duplex; the server's
-side runs on its asyncio loop, which is what serialises the shard.
+side runs on its asyncio loop.
 
 A stream that breaks or makes no progress for `stall_s` is opened again and the exchange sent again,
 unchanged, until `give_up_s` have passed without an answer.
@@ -33,6 +33,7 @@ from dsgd_cli.wire.channels.base import (
     Refused,
     Route,
     Shape,
+    State,
 )
 from dsgd_cli.wire.dsgd_pb2_grpc import ServerStub
 
@@ -69,6 +70,7 @@ class GrpcChannel:
         self._stream: _Stream | None = None
         self._exchange = Exchange(Operation.PULL)
         self._next_block = 0
+        self._farthest = 0  # of this exchange, over all attempts
         self._gives_up_at = 0.0
         self._pause_s = PAUSE_S[0]
         self._closed = False
@@ -77,6 +79,7 @@ class GrpcChannel:
 
     def begin(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self._farthest = 0
         self._gives_up_at = time.monotonic() + self._give_up_s
         self._pause_s = PAUSE_S[0]
         self._send()
@@ -123,7 +126,9 @@ class GrpcChannel:
     def _progress(self) -> None:
         now = time.monotonic()
         self.stalls_at = now + self._stall_s
-        self._gives_up_at = now + self._give_up_s
+        if self._next_block > self._farthest:  # what came before is no reason not to give up
+            self._farthest = self._next_block
+            self._gives_up_at = now + self._give_up_s
 
     def _take(self, reply: pb.ExchangeReply) -> None:
         exchange = self._exchange
@@ -202,15 +207,7 @@ class _Stream:
 
 def messages(route: Route, shape: Shape, exchange: Exchange) -> Iterator[pb.ExchangeRequest]:
     """The requests of an exchange, each made only when the one before is on its way."""
-    header = pb.Header(
-        cluster_id=route.cluster_id,
-        epoch=route.epoch,
-        shard=route.shard,
-        worker=route.worker,
-        incarnation=route.incarnation,
-        seq=exchange.seq,
-        operation=cast("pb.Operation", int(exchange.operation)),
-    )
+    header = header_of(route, exchange.seq, exchange.operation)
     if not exchange.operation.sends:
         yield pb.ExchangeRequest(header=header, last=True, since=exchange.since)
         return
@@ -308,12 +305,7 @@ class _Incoming:
             operation = Operation(int(wire.operation))
         except ValueError as error:
             raise Refused(Reason.WRONG_ORDER, f"{error}") from error
-        if wire.worker != self._worker:
-            raise Refused(
-                Reason.FENCED, f"worker/{self._worker} may not act as worker/{wire.worker}"
-            )
-        route = Route(wire.cluster_id, wire.epoch, wire.shard, wire.worker, wire.incarnation)
-        header = Header(route, wire.seq, operation)
+        header = Header(route_of(wire, self._worker), wire.seq, operation)
         self._shard = self._holding.admit(header)
         self._shape = self._shard.shape
         self._header = header
@@ -334,12 +326,14 @@ class _Incoming:
 
     def _sent(self, header: Header, block: pb.Block) -> pb.FreshBlock:
         self._check(block)
+        fresh = _Fresh(block.index)
         if header.operation is Operation.WRITE:
-            self._shard.write(header, block.index, block.data)
+            state = self._shard.write(header, block.index, block.data)
         else:
-            self._shard.push(header, block.index, block.data)
+            take = fresh.take if header.operation.fetches else None
+            state = self._shard.push(header, block.index, block.data, take)
         self._next_block += 1
-        return self._fresh(block.index, header.operation.fetches)
+        return fresh.message(state)
 
     def _check(self, block: pb.Block) -> None:
         index = block.index
@@ -362,8 +356,11 @@ class _Incoming:
         blocks: list[pb.FreshBlock] = []
         held = 0
         for index in range(self._shape.blocks):
-            fetch = not since or self._shard.state(self._worker, index)[0] > since[index]
-            blocks.append(self._fresh(index, fetch))
+            fresh = _Fresh(index)
+            state = self._shard.read(self._worker, index)
+            if not since or state[0] > since[index]:
+                state = self._shard.read(self._worker, index, fresh.take)
+            blocks.append(fresh.message(state))
             held += len(blocks[-1].data)
             if held + self._shape.block_bytes > MESSAGE_BYTES:
                 yield pb.ExchangeReply(blocks=blocks, last=index + 1 == self._shape.blocks)
@@ -371,21 +368,59 @@ class _Incoming:
         if blocks:
             yield pb.ExchangeReply(blocks=blocks, last=True)
 
-    def _fresh(self, index: int, fetch: bool) -> pb.FreshBlock:
-        version, (incarnation, seq) = self._shard.state(self._worker, index)
+
+class _Fresh:
+    """A block for a reply."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self._data = b""
+
+    def take(self, values: memoryview) -> None:
+        self._data = bytes(values)
+
+    def message(self, state: State) -> pb.FreshBlock:
+        version, (incarnation, seq) = state
         return pb.FreshBlock(
-            index=index,
+            index=self._index,
             version=version,
             applied_incarnation=incarnation,
             applied_seq=seq,
-            data=self._shard.read(index) if fetch else b"",
+            data=self._data,
         )
 
 
 def _refusal(refused: Refused) -> pb.ExchangeReply:
-    refusal = pb.Refusal(
+    return pb.ExchangeReply(refusal=refusal_of(refused), last=True)
+
+
+# ── for every carrier ──────────────────────────────────────────────────────────────────────────
+
+
+def header_of(route: Route, seq: int = 0, operation: Operation = Operation.PULL) -> pb.Header:
+    """A route on the wire."""
+    return pb.Header(
+        cluster_id=route.cluster_id,
+        epoch=route.epoch,
+        shard=route.shard,
+        worker=route.worker,
+        incarnation=route.incarnation,
+        seq=seq,
+        operation=cast("pb.Operation", int(operation)),
+    )
+
+
+def route_of(wire: pb.Header, caller: int) -> Route:
+    """The route that a worker names, which must be its own. Raises Refused."""
+    if wire.worker != caller:
+        raise Refused(Reason.FENCED, f"worker/{caller} may not act as worker/{wire.worker}")
+    return Route(wire.cluster_id, wire.epoch, wire.shard, wire.worker, wire.incarnation)
+
+
+def refusal_of(refused: Refused) -> pb.Refusal:
+    """A refusal on the wire."""
+    return pb.Refusal(
         reason=cast("pb.Reason", int(refused.reason)),
         message=refused.message,
         block=refused.block,
     )
-    return pb.ExchangeReply(refusal=refusal, last=True)

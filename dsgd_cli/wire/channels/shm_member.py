@@ -1,0 +1,291 @@
+"""A worker's connection at the server's end of shm, and what the workers of a shard share.
+
+Trust. The worker's memory is a place where numbers come from, nothing else: lengths and places come
+from the shard's shape. A block of the gradient is copied to memory of our own first and checked and
+applied there, so a worker that writes while it should not spoils its own update, not the shard.
+
+Workers copy what was announced while others push. Of a small shard they get snapshots; a block of a
+large one stays unchanged while a reader says in its word that it is at it, unless nothing comes of
+that for `HOLD_S`: a courtesy, which correctness does not need (see `shm`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from dsgd_cli.wire.channels.base import (
+    Header,
+    HeldShard,
+    Holding,
+    Operation,
+    Reason,
+    Refused,
+    Route,
+    State,
+)
+from dsgd_cli.wire.channels.shm_memory import (
+    PAGE,
+    Bytes,
+    as_bytes,
+    stamps_at,
+)
+from dsgd_cli.wire.channels.shm_records import (
+    FRESH,
+    REFUSED,
+    REPLY,
+    REQUEST,
+    STATE,
+)
+from dsgd_cli.wire.channels.shm_snapshots import Snapshot, Snapshots, pays
+
+MESSAGE_BYTES = 1 << 12
+TURN_BYTES = 1 << 20  # of one connection, before the others have theirs
+HOLD_S = 0.01
+HOLD_BLOCK_BYTES = 1 << 17  # a smaller block is copied before anybody could wait for it
+PREPARED = 8  # slots of one worker
+POPULATE_READ = 22  # MADV_POPULATE_READ, not in the `mmap` module
+_GONE = 1 << 63  # in place of its word: it has read whatever it will
+
+
+class Ended(Exception):
+    """A connection that is over, or has broken the rules."""
+
+
+class SharedShard:
+    """What the members of one shard have in common."""
+
+    def __init__(self, held: HeldShard) -> None:
+        self.held = held
+        self.shape = held.shape
+        self.size_bytes = stamps_at(self.shape.size_bytes) + 8 * self.shape.blocks
+        self.members: set[Member] = set()
+        self.readers: dict[int, dict[Member, int]] = {}
+        self.own = np.empty(min(self.shape.block_bytes, self.shape.size_bytes), np.uint8)
+        self.holds = self.shape.block_bytes >= HOLD_BLOCK_BYTES
+        self.snapshots = Snapshots(self.shape) if pays(self.shape) else None
+        self.fds = [held.memory] + ([self.snapshots.fd] if self.snapshots else [])
+        self.fresh: dict[int, Snapshot] = {}  # of this turn
+
+    def announce(self, block: int, member: Member) -> Snapshot | None:
+        """What the member is to read: a copy of the block, or None: the block itself."""
+        member.announced += 1
+        if len(self.members) == 1:
+            return None
+        if self.snapshots is None:
+            if self.holds:
+                self._reads(block, member, member.announced)
+            return None
+        snapshot = self.fresh.get(block)
+        if snapshot is None:
+            old_block, readers = self.snapshots.next_readers()
+            for reader, announced in readers:  # too late for the copy, it may read the block
+                if reader.copied()[0] < announced:
+                    self._reads(old_block, reader, announced)
+            snapshot = self.snapshots.take(self.held, member.route.worker, block)
+            self.fresh[block] = snapshot
+        self.snapshots.reads(snapshot, member)
+        return snapshot
+
+    def _reads(self, block: int, member: Member, announced: int) -> None:
+        self.readers.setdefault(block, {})[member] = announced
+
+    def is_read(self, block: int, but: Member) -> bool:
+        """Whether somebody else is copying the block now, and gets on with it."""
+        readers = self.readers.get(block)
+        if not readers:
+            return False
+        now = time.monotonic()
+        busy = False
+        for member, announced in tuple(readers.items()):
+            copied, reading = member.copied()
+            if member is but or copied >= announced:
+                del readers[member]
+            elif reading and member.gets_on(copied, now):
+                busy = True
+        return busy
+
+
+class Member:
+    """A worker's connection, and its place in an exchange."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        route: Route,
+        shard: SharedShard,
+        holding: Holding,
+        memory: mmap.mmap,
+        word: int,
+    ) -> None:
+        self.route = route
+        self.shard = shard
+        self.processes = 2
+        self.announced = 0
+        self.busy = False  # has work, or something to send
+        self._connection = connection
+        self._holding = holding
+        self._memory = memory
+        self._gradients = as_bytes(memory)
+        self._touched: set[int] = set()
+        self._words = memoryview(memory)[:PAGE].cast("Q")
+        self._word = word
+        self._seen = -1
+        self._waited_until = 0.0
+        self._open = True
+        self._inbox = bytearray()
+        self._outbox = bytearray()
+        self._answers: list[tuple[int, int, State]] = []  # of this turn
+        self._refusal: Refused | None = None
+        self._job: Iterator[int] | None = None
+        self._received = bytearray(REQUEST.size + 8 * shard.shape.blocks)
+
+    def copied(self) -> tuple[int, int]:
+        """How many announcements the worker has dealt with, and whether it is reading at all."""
+        word = self._words[self._word] if self._open else _GONE
+        return word >> 1, word & 1
+
+    def gets_on(self, copied: int, now: float) -> bool:
+        """False once others have waited `HOLD_S` for it, until it copies on."""
+        if copied != self._seen:
+            self._seen, self._waited_until = copied, now + HOLD_S
+        return now < self._waited_until
+
+    def receive(self) -> None:
+        got = self._connection.recv_into(self._received)
+        if not got or self._job is not None:
+            raise Ended
+        self._inbox += memoryview(self._received)[:got]
+        if len(self._inbox) < REQUEST.size:
+            return
+        seq, offset, since_count, operation = REQUEST.unpack_from(self._inbox)
+        if since_count not in (0, self.shard.shape.blocks):
+            raise Ended
+        whole = REQUEST.size + 8 * since_count
+        if len(self._inbox) > whole:
+            raise Ended
+        if len(self._inbox) == whole:
+            since = struct.unpack_from(f"={since_count}Q", self._inbox, REQUEST.size)
+            self._inbox.clear()
+            self._begin(seq, offset, operation, since)
+
+    def work(self) -> bool:
+        """About one block; False where there was nothing that could be done."""
+        if self._outbox:
+            return False
+        done = 0
+        try:
+            while self._job is not None and done < TURN_BYTES:
+                moved = next(self._job)
+                done += moved
+                if not moved:
+                    break
+        except Refused as refused:
+            self._job = None
+            self._refusal = refused
+            return True
+        return done > 0
+
+    def flush(self) -> bool:
+        """Sends the answers of this turn; True where they do not go out."""
+        for kind, block, state in self._answers:
+            self._pack(kind, block, state)
+        self._answers.clear()
+        if self._refusal is not None:
+            self._pack_refusal(self._refusal)
+            self._refusal = None
+        if self._outbox:
+            with contextlib.suppress(BlockingIOError):
+                sent = self._connection.send(self._outbox)
+                del self._outbox[:sent]
+        self.busy = self._job is not None or bool(self._outbox)
+        return bool(self._outbox)
+
+    def close(self) -> None:
+        self._open = False
+        self.shard.members.discard(self)
+        self._connection.close()
+
+    def _begin(self, seq: int, offset: int, number: int, since: tuple[int, ...]) -> None:
+        self.busy = True
+        try:
+            operation = Operation(number)
+        except ValueError as error:
+            raise Ended from error
+        header = Header(self.route, seq, operation)
+        if operation.sends:
+            size = self.shard.shape.size_bytes
+            if not PAGE <= offset <= self._gradients.size - size:
+                raise Ended
+            self._touch(offset, size)
+            self._job = self._sent(header, self._gradients[offset : offset + size])
+        else:
+            self._job = self._pulled(header, since)
+
+    def _touch(self, offset: int, size: int) -> None:
+        """Maps the pages of a slot at once, the first time, rather than one fault after another."""
+        if offset not in self._touched and len(self._touched) < PREPARED:
+            self._touched.add(offset)
+            start = offset // PAGE * PAGE
+            with contextlib.suppress(OSError):  # Linux < 5.14
+                self._memory.madvise(POPULATE_READ, start, offset + size - start)
+
+    def _sent(self, header: Header, gradient: Bytes) -> Iterator[int]:
+        """The work of a push or write; yields bytes done, 0 when it has to wait."""
+        held = self._admit(header)
+        shape, shard = self.shard.shape, self.shard
+        operation = header.operation
+        change = held.write if operation is Operation.WRITE else held.push
+        kind = FRESH if operation.fetches else STATE
+        for block in range(shape.blocks):
+            while shard.holds and shard.is_read(block, self):
+                yield 0
+            start, stop = shape.bounds(block)
+            own = shard.own[: stop - start]
+            np.copyto(own, gradient[start:stop])
+            self._say(kind, block, change(header, block, own.data))
+            yield stop - start
+
+    def _pulled(self, header: Header, since: tuple[int, ...]) -> Iterator[int]:
+        held = self._admit(header)
+        worker = self.route.worker
+        for block in range(self.shard.shape.blocks):
+            state = held.read(worker, block)
+            self._say(STATE if since and state[0] <= since[block] else FRESH, block, state)
+            yield 1 << 12  # announcing is cheap: many blocks make a turn
+
+    def _admit(self, header: Header) -> HeldShard:
+        held = self._holding.admit(header)
+        if held is not self.shard.held:
+            raise Refused(Reason.WRONG_EPOCH, "this channel is of an earlier run")
+        return held
+
+    def _say(self, kind: int, block: int, state: State) -> None:
+        self._answers.append((kind, block, state))
+        if block + 1 == self.shard.shape.blocks:
+            self._job = None
+
+    def _pack(self, kind: int, block: int, state: State) -> None:
+        version, (incarnation, seq) = state
+        place = stamp = 0
+        if kind == FRESH:
+            snapshot = self.shard.announce(block, self)
+            if snapshot is not None:
+                place, stamp, version = snapshot.place, snapshot.stamp, snapshot.version
+        last = block + 1 == self.shard.shape.blocks
+        self._outbox += REPLY.pack(
+            version, incarnation, seq, stamp, block, self.processes, place, kind, last
+        )
+
+    def _pack_refusal(self, refused: Refused) -> None:
+        message = refused.message.encode()[:MESSAGE_BYTES]
+        self._outbox += REPLY.pack(
+            refused.reason, 0, len(message), 0, refused.block, self.processes, 0, REFUSED, 1
+        )
+        self._outbox += message

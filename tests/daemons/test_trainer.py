@@ -1,0 +1,321 @@
+"""The worker's loop against real shards without a network: what is exact, and when."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dsgd_cli.contract.spec import Train
+from dsgd_cli.daemons.parameters import DIRECT_BYTES, Closed, Parameters
+from dsgd_cli.daemons.trainer import Trainer, quiet
+from dsgd_cli.engine import optimizers
+from dsgd_cli.engine.layout import Layout, cut, flatten
+from dsgd_cli.engine.shard import Shard
+from dsgd_cli.engine.tasks import Task, order
+from dsgd_cli.wire import dsgd_pb2 as pb
+from dsgd_cli.wire.channels.base import Channel, Exchange, Operation
+
+RATE = 0.1
+BATCH = 32
+
+
+class InProcess:
+    """A channel to a shard of this process; answers when `advance` is called, not before.
+
+    What is to be sent is copied when it is sent and compared when it is applied: it must not have
+    changed meanwhile, and what is fetched must not be shown.
+    """
+
+    def __init__(self, shard: Shard, dtype: str = "float32") -> None:
+        self.shard = shard
+        self.dtype = dtype
+        self.seqs: list[int] = []
+        self.pending: Exchange | None = None
+        self.copy = b""
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def begin(self, exchange: Exchange) -> None:
+        assert self.pending is None, "one exchange at a time"
+        self.pending = exchange
+        if exchange.data is not None:
+            self.copy = bytes(exchange.data)
+
+    def advance(self) -> bool:
+        self.gate.wait()
+        exchange, self.pending = self.pending, None
+        assert exchange is not None
+        if exchange.data is not None:
+            assert bytes(exchange.data) == self.copy, "a buffer in flight was changed"
+        if exchange.operation in (Operation.PUSH, Operation.PUSH_PULL):
+            self.seqs.append(exchange.seq)
+        place = 0
+        for block in range(self.shard.blocks):
+            size = len(self.shard.read(block))
+            if exchange.data is not None:
+                part = np.frombuffer(exchange.data[place : place + size], self.dtype)
+                if exchange.operation is Operation.WRITE:
+                    self.shard.write(block, part)
+                else:
+                    self.shard.apply(0, 1, exchange.seq, block, part)
+            if exchange.into is not None:
+                exchange.into[place : place + size] = self.shard.read(block)
+            place += size
+        exchange.versions = [self.shard.version(block) for block in range(self.shard.blocks)]
+        return True
+
+    def close(self) -> None:
+        self.gate.set()
+
+
+def shards_of(layout: Layout) -> list[InProcess]:
+    optimizer = optimizers.make("sgd", {"learning_rate": RATE}, layout.dtype)
+    return [
+        InProcess(Shard(np.zeros(s.stop - s.start, layout.dtype), layout.block_elements, optimizer))
+        for s in layout.shards
+    ]
+
+
+class Run:
+    """A trainer of softmax on the digits, and its shards."""
+
+    def __init__(self, servers: int = 2, model: str = "softmax", **algorithm: Any) -> None:
+        self.said: list[pb.FromWorker] = []
+        train = Train.model_validate(
+            {"model": model, "data": "digits", "algorithm": {"downpour": algorithm}}
+        ).model_dump(mode="json")
+        prepare = pb.Prepare(epoch=1, seed=0, train_json=json.dumps(train))
+        self.trainer = Trainer(prepare, {}, 0, 1, self.said.append)
+        self.material = self.trainer._material
+        self.initial = self.material.initial()
+        self.layout = cut([(n, a.shape) for n, a in self.initial.items()], "float32", servers, 4096)
+        self.channels = shards_of(self.layout)
+        self.trainer._parameters = Parameters(self.layout, self.channels)
+        self.trainer.initialise()
+        self.trainer.start()
+        self.trainer._report_at_s = float("inf")  # a task reports when it ends
+
+    def task(self, number: int, batches: int, start: int = 0) -> None:
+        self.trainer.grant(Task(number, 1, start, start + batches * BATCH))
+
+    def work(self, batches: int | None = None) -> None:
+        with quiet():
+            while self.trainer.busy and batches != 0:
+                self.trainer.batch()
+                batches = None if batches is None else batches - 1
+
+    @property
+    def reports(self) -> list[pb.Report]:
+        return [message.report for message in self.said if message.HasField("report")]
+
+    def values(self) -> np.ndarray[Any, Any]:
+        """What the shards hold."""
+        parts = [
+            channel.shard.read(b) for channel in self.channels for b in range(channel.shard.blocks)
+        ]
+        return np.concatenate([np.frombuffer(part, "float32") for part in parts])
+
+    def expected(self, batches: int, delay: int, every: int = 1) -> np.ndarray[Any, Any]:
+        """Plain gradient descent whose gradients are of parameters that lack `delay` updates."""
+        flat = np.zeros(self.layout.size, np.float32)
+        flatten(self.layout, self.initial, flat)
+        history = [flat.copy()]
+        rows = order(0, 1, self.material.data.examples)
+        total = np.zeros_like(flat)
+        out = np.zeros_like(flat)
+        for batch in range(batches):
+            some = rows[batch * BATCH : (batch + 1) * BATCH]
+            of = history[max(0, len(history) - 1 - delay)]
+            views = {
+                t.name: of[t.offset : t.offset + t.size].reshape(t.shape)
+                for t in self.layout.tensors
+            }
+            into = {
+                t.name: out[t.offset : t.offset + t.size].reshape(t.shape)
+                for t in self.layout.tensors
+            }
+            self.material.model.gradients(
+                views, self.material.data.x[some], self.material.data.y[some], into
+            )
+            total += out
+            if (batch + 1) % every == 0 or batch + 1 == batches:
+                history.append(history[-1] - np.float32(RATE) * total)
+                total[:] = 0
+        return history[-1]
+
+
+@pytest.mark.parametrize(("overlap", "delay"), [(False, 0), (True, 1)])
+def test_one_worker_is_gradient_descent_with_the_delay_that_is_promised(
+    overlap: bool, delay: int
+) -> None:
+    run = Run(overlap=overlap)
+    run.task(1, 12)
+    run.work()
+    np.testing.assert_allclose(run.values(), run.expected(12, delay), rtol=1e-5, atol=1e-7)
+    assert all(channel.seqs == list(range(1, 13)) for channel in run.channels)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_sums_go_out_every_so_often_and_when_the_task_ends(overlap: bool) -> None:
+    run = Run(overlap=overlap, push_every=5, fetch_every=5)
+    run.task(1, 12)
+    run.work()
+    assert run.channels[0].seqs == [1, 2, 3]
+    if not overlap:
+        expected = run.expected(12, 0, every=5)
+        np.testing.assert_allclose(run.values(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("algorithm", [{}, {"push_every": 3}, {"push_every": 2, "fetch_every": 3}])
+def test_what_is_reported_as_done_is_in_the_parameters(
+    overlap: bool, algorithm: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(overlap=overlap, **algorithm)
+    every = algorithm.get("push_every", 1)
+    send = run.trainer._send
+
+    def check(message: pb.FromWorker) -> None:
+        if message.HasField("report"):
+            before, start = {1: (0, 0), 2: (-(-10 // every), 10 * BATCH)}[message.report.task]
+            if own := message.report.done_upto - start:
+                needed = before + -(-own // (every * BATCH))
+                assert all(len(channel.seqs) >= needed for channel in run.channels)
+        send(message)
+
+    run.trainer._send = check
+    monkeypatch.setattr("dsgd_cli.daemons.trainer.REPORT_S", 0.0)
+    run.trainer._report_at_s = 0.0
+    run.task(1, 10)
+    run.task(2, 10, start=10 * BATCH)
+    run.work()
+    last = {report.task: report for report in run.reports}
+    assert last[1].done_upto == 10 * BATCH
+    assert last[2].done_upto == 20 * BATCH
+    for number in (1, 2):
+        mine = [report for report in run.reports if report.task == number]
+        assert sum(report.steps for report in mine) == 10
+        assert sum(report.examples for report in mine) == 10 * BATCH
+    assert run.channels[0].pending is None
+
+
+def test_a_push_that_is_under_way_is_not_done() -> None:
+    run = Run(overlap=True)
+    run.task(1, 10)
+    run.work(batches=4)
+    assert run.channels[0].seqs == [1, 2, 3]
+    assert run.channels[0].pending is not None
+    run.trainer._say(run.trainer._tally)
+    assert run.reports[-1].done_upto == 3 * BATCH
+    assert run.reports[-1].steps == 4
+    run.trainer.drain()
+    assert run.channels[0].seqs == [1, 2, 3, 4]
+    assert run.reports[-1].done_upto == 4 * BATCH
+    assert run.said[-1].HasField("drained")
+    assert not run.trainer.busy
+
+
+def test_the_pipeline_goes_on_from_task_to_task() -> None:
+    run = Run(overlap=True)
+    run.task(1, 3)
+    run.task(2, 3, start=3 * BATCH)
+    run.work(batches=3)
+    assert run.channels[0].pending is not None  # the first task's last push
+    assert not run.reports
+    run.work(batches=1)
+    assert [report.done_upto for report in run.reports] == [3 * BATCH]
+    run.work()
+    np.testing.assert_allclose(run.values(), run.expected(6, 1), rtol=1e-5, atol=1e-7)
+
+
+def test_an_evaluation_sees_the_own_pushes() -> None:
+    run = Run(overlap=True)
+    run.task(1, 10)
+    run.work(batches=5)
+    run.trainer.evaluate(7)
+    shown = run.trainer._shards._shown
+    flat = np.concatenate([np.frombuffer(part, "float32") for part in shown.parts])
+    np.testing.assert_array_equal(flat, run.values())
+    assert run.said[-1].evaluated.evaluation == 7
+
+
+def test_a_gradient_that_is_not_finite_takes_no_seq() -> None:
+    run = Run(overlap=True)
+    original = run.material.model.functions.gradients
+    calls = 0
+
+    def gradients(params: Any, x: Any, y: Any, out: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        loss, grads = original(params, x, y, out=out)
+        if calls in (3, 6):
+            out["W1"][0, 0] = np.nan
+        return loss, grads
+
+    functions = run.material.model.functions._replace(gradients=gradients)
+    object.__setattr__(run.material.model, "functions", functions)
+    run.task(1, 6)
+    run.work()
+    assert run.channels[0].seqs == [1, 2, 3, 4]
+    assert run.reports[-1].done_upto == 6 * BATCH
+    assert run.reports[-1].nonfinite_streak == 1
+    assert run.reports[-1].nonfinite_where == "W1"
+    assert np.isfinite(run.values()).all()
+
+
+def large() -> tuple[Layout, list[InProcess], Parameters]:
+    layout = cut([("w", (DIRECT_BYTES,))], "float32", 2)
+    channels = shards_of(layout)
+    return layout, channels, Parameters(layout, channels)
+
+
+def test_a_large_exchange_moves_while_the_caller_goes_on() -> None:
+    _, channels, parameters = large()
+    parameters.pull()
+    for channel in channels:
+        channel.gate.clear()
+    parameters.gradient.flat[:] = 1.0
+    shown = parameters.views
+    parameters.begin(Operation.PUSH_PULL)
+    parameters.gradient.flat[:] = 7.0  # another buffer: the channel compares what it sends
+    assert (shown["w"] == 0.0).all()
+    for channel in channels:
+        channel.gate.set()
+    operation, stale = parameters.settle()
+    assert (operation, stale) == (Operation.PUSH_PULL, 0)
+    np.testing.assert_allclose(parameters.views["w"], -RATE)
+    parameters.close()
+
+
+def test_after_the_end_nothing_begins_and_nobody_waits() -> None:
+    _, channels, parameters = large()
+    for channel in channels:
+        channel.gate.clear()
+    parameters.begin(Operation.PULL)
+    parameters.close()  # opens the gates, as a real channel breaks what is under way
+    parameters.settle()
+    parameters.begin(Operation.PULL)
+    with pytest.raises(Closed):
+        parameters.settle()
+
+
+def test_staleness_counts_the_others_since_the_fetch() -> None:
+    layout = cut([("w", (64,))], "float32", 1)
+    (channel,) = shards_of(layout)
+    channels: list[Channel] = [channel]
+    parameters = Parameters(layout, channels)
+    parameters.pull()
+    others = np.ones(64, np.float32)
+
+    def push(foreign: int) -> int:
+        for _ in range(foreign):
+            seq = channel.shard.applied(9, 0)[1] + 1
+            channel.shard.apply(9, 1, seq, 0, others)
+        parameters.begin(Operation.PUSH_PULL)
+        return parameters.settle()[1]
+
+    assert [push(foreign) for foreign in (0, 3, 1)] == [0, 3, 1]
