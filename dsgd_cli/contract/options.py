@@ -125,7 +125,9 @@ class Downpour(BaseModel):
 class Auto(Options):
     """shm on one host, tcp between hosts, grpc where neither works."""
 
-    encrypt: bool = Field(default=True, strict=True, description="false: send tcp's blocks in clear")
+    encrypt: bool = Field(
+        default=True, strict=True, description="false: send tcp's blocks in clear"
+    )
     force: bool = Field(
         default=False, strict=True, description="in clear even beyond private addresses"
     )
