@@ -59,9 +59,9 @@ async def _serve(line: Line, setup: Setup) -> None:
     identity = ids.Identity(setup.process, setup.cluster_id, **setup.tls)
     server = ids.make_server(identity)
     service = Service(setup.cluster_id, index, setup.results, line)
-    service.carriers = make_carriers(service, setup.bind)
     add_ServerServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     port = ids.listen(server, identity, setup.bind)
+    service.carriers = make_carriers(service, setup.bind)
     await server.start()
     line.send({"type": "ready", "port": port, "pid": os.getpid()})
     threading.Thread(target=_warm_up, daemon=True).start()

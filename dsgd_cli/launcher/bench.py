@@ -388,7 +388,8 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size: write 32KB, 1MiB, 100MB")
     base = 1024 if match[3] else 1000
-    number = round(float(match[1]) * base ** ("", "K", "M", "G").index(match[2].upper()))
+    power = ("", "K", "M", "G").index(match[2].upper())
+    number = round(float(match[1]) * float(base**power))
     if not 64 <= number <= MAX_BYTES:
         raise ValueError(f"{text!r}: sizes are from 64 bytes to {size(MAX_BYTES)}")
     return int(number) // 4 * 4

@@ -31,14 +31,8 @@ from dsgd_cli.launcher.nodes import resolve
 
 Schema = dict[str, Any]
 SCHEMA_FILE = "dsgd.schema.json"
-SHORT = (
-    "model",
-    "data",
-    "algorithm",
-    "optimizer",
-    "every",
-    "channel",
-)  # fields that nobody writes in full
+# fields that nobody writes in full
+SHORT = ("model", "data", "algorithm", "optimizer", "every", "channel")
 
 # ── JSON Schema ────────────────────────────────────────────────────────────────────────────────
 

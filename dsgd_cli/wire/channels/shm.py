@@ -130,7 +130,7 @@ class ShmChannel:
         self._last = False
         self._reading = False  # `advance` has been called since `begin`
         self._pause_s = PAUSE_S[0]
-        self._stalls_at = self._gives_up_at = 0.0
+        self._gives_up_at = 0.0
         self._closed = False
         self.torn_reads = 0
 
@@ -199,7 +199,6 @@ class ShmChannel:
             assert exchange.data is not None
             offset = self._placed(exchange.data)
         link.request(exchange, offset)
-        self._stalls_at = time.monotonic() + self._stall_s
 
     def _is_elsewhere(self, data: memoryview | None) -> bool:
         """Whether these bytes are neither in the memory, nor is it one to copy them to."""
@@ -273,14 +272,13 @@ class ShmChannel:
             else:
                 self._torn.append(reply)
         if self._torn:
-            if time.monotonic() > self._stalls_at:
-                raise Lost(f"block {self._torn[0].block} does not settle")
+            if time.monotonic() > self._gives_up_at:  # another connection would show the same
+                why = f"block {self._torn[0].block} does not settle"
+                raise ids.PeerUnreachable(self._peer, self._address, why)
             time.sleep(NAP_S)
 
     def _progress(self) -> None:
-        now = time.monotonic()
-        self._stalls_at = now + self._stall_s
-        self._gives_up_at = now + self._give_up_s
+        self._gives_up_at = time.monotonic() + self._give_up_s
 
     def _check_complete(self) -> None:
         if self._answered != self._shape.blocks:

@@ -269,7 +269,7 @@ def test_a_block_that_changes_while_it_is_copied_is_copied_again(
 
 def test_a_block_that_never_settles_ends_the_connection(world: World) -> None:
     """The server died, or stopped, in the middle of an update."""
-    channel = world.channel(stall_s=0.1, give_up_s=0.3)
+    channel = world.channel(give_up_s=0.5)
     world.held.shard._stamps[2] += 1
     with pytest.raises(PeerUnreachable, match="block 2 does not settle"):
         pull(channel, world.vector())
@@ -279,7 +279,7 @@ def test_readers_of_large_blocks_are_waited_for_but_not_for_long(
     new_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shm_member, "HOLD_BLOCK_BYTES", 1)
-    monkeypatch.setattr(shm_member, "HOLD_S", 0.3)
+    monkeypatch.setattr(shm_member, "HOLD_S", 1.0)
     monkeypatch.setattr(shm_member, "pays", lambda shape: False)
     world = new_world(ELEMENTS, ELEMENTS)
     reader, writer = world.channel(0), world.channel(1)
@@ -287,11 +287,11 @@ def test_readers_of_large_blocks_are_waited_for_but_not_for_long(
     push(writer, 1, world.vector(1))
     began = time.monotonic()
     push(writer, 2, world.vector(1))
-    assert time.monotonic() - began < 0.25  # the reader is done and has said so
+    assert time.monotonic() - began < 0.8  # the reader is done and has said so
     _announce(world, reader)
     began = time.monotonic()
     push(writer, 3, world.vector(1))
-    assert time.monotonic() - began < 0.25  # it has not begun to read
+    assert time.monotonic() - began < 0.8  # it has not begun to read
     while not reader.advance():
         pass
     _announce(world, reader)
@@ -299,10 +299,10 @@ def test_readers_of_large_blocks_are_waited_for_but_not_for_long(
     reader._link.reads(True)
     began = time.monotonic()
     push(writer, 4, world.vector(1))
-    assert 0.25 < time.monotonic() - began < 5  # it does not go on, and is waited for no longer
+    assert 0.8 < time.monotonic() - began < 5  # it does not go on, and is waited for no longer
     began = time.monotonic()
     push(writer, 5, world.vector(1))
-    assert time.monotonic() - began < 0.25  # nor again
+    assert time.monotonic() - began < 0.8  # nor again
 
 
 def _announce(world: World, reader: ShmChannel) -> None:
