@@ -72,9 +72,10 @@ def _reference(ref: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
 def _path(ref: Mapping[str, Any], sent: str | None) -> Path | None:
     if ref["on_host"]:
         return Path(ref["path"])
-    if not ref["path"]:
+    if not ref["path"] and ref["kind"] != "module":
         return None  # whatever was sent is of an earlier run
-    return Path(sent or ref["path"])
+    here = sent or ref["path"]
+    return Path(here) if here else None
 
 
 def _digest(model: Model, data: Dataset, source: Path | None, seed: int) -> str:
