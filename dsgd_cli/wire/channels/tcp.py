@@ -94,15 +94,13 @@ class TcpChannel:
     def connect(self) -> None:
         """The first connection. Raises Unavailable where TCP does not get through."""
         self._gives_up_at = time.monotonic() + self._give_up_s
-        try:
-            self._link = self._open()
-        except grpc.RpcError as error:
-            self._unless_permanent(error)
-            ids.probe(self._identity, self._peer, self._address)
-            why = f"does not open a channel ({cast('grpc.Call', error).code().name})"
-            raise ids.PeerUnreachable(self._peer, self._address, why) from error
-        except (OSError, Broken) as error:
-            raise Unavailable("tcp", _why(error)) from error
+        while self._link is None:
+            try:
+                self._link = self._open()
+            except grpc.RpcError as error:  # the call is not what may be filtered: try again
+                self._retry_or_give_up(error)
+            except (OSError, Broken) as error:
+                raise Unavailable("tcp", _why(error)) from error
 
     # ── Channel ──
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import pytest
 
 from dsgd_cli.contract.errors import DsgdError
@@ -116,3 +117,25 @@ def test_a_run_that_is_over_is_not_another_channels_business(
     with pytest.raises(Refused) as caught:
         opened(at, Wanted(), epoch=7)
     assert caught.value.reason is Reason.WRONG_EPOCH
+
+
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(
+    at: Shard, between_hosts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when many workers come at once: the call fails, and the channel is tcp all the same."""
+    really_open, asked = TcpChannel._open, []
+
+    class Busy(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.UNAVAILABLE
+
+    def open_(self: TcpChannel) -> Any:
+        asked.append(self)
+        if len(asked) < 3:
+            raise Busy
+        return really_open(self)
+
+    monkeypatch.setattr(TcpChannel, "_open", open_)
+    channel, said = opened(at, Wanted())
+    assert isinstance(channel, TcpChannel)
+    assert (len(asked), said) == (3, [])
