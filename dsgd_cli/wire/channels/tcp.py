@@ -363,7 +363,7 @@ class TcpChannel:
         try:
             if not self._encrypt and not self._force:
                 _check_private(end)
-            return _Link(end, reply.tcp, self._encrypt, frames.max_body_bytes(self._shape))
+            return _Link(end, reply.tcp, self._encrypt, self._shape)
         except BaseException:
             end.close()
             raise
@@ -373,13 +373,13 @@ class _Link:
     """One connection, authenticated both ways."""
 
     def __init__(
-        self, end: socket.socket, ticket: pb.TcpTicket, encrypt: bool, max_body: int
+        self, end: socket.socket, ticket: pb.TcpTicket, encrypt: bool, shape: Shape
     ) -> None:
         self.end = end
         self.number = end.fileno()  # good for `poll` when the socket is closed meanwhile
         self.up = Seal(ticket.key_up)
         down = Seal(ticket.key_down)
-        frames.tune(end)
+        frames.tune(end, shape)
         hello = memoryview(bytearray(HEAD.size + frames.TAG_BYTES))
         self.up.close(Kind.HELLO, b"", hello)
         end.sendall(frames.MAGIC + ticket.ticket + hello)
@@ -392,7 +392,7 @@ class _Link:
         if not encrypt:
             self.up, down = Seal(None), Seal(None)
         end.setblocking(False)
-        self.reader = Reader(end, down, max_body)
+        self.reader = Reader(end, down, frames.max_body_bytes(shape))
         self.readable, self.both = select.poll(), select.poll()
         self.readable.register(end, select.POLLIN)
         self.both.register(end, select.POLLIN | select.POLLOUT)

@@ -76,7 +76,7 @@ class TcpCarrier:
         self._own_thread_bytes = own_thread_bytes
         self._clock = clock
         self._lock = threading.Lock()
-        self._turns = threading.BoundedSemaphore(max(1, len(os.sched_getaffinity(0)) // 2))
+        self._turns = _Turns(max(1, len(os.sched_getaffinity(0)) // 2))
         self._tickets: dict[bytes, Ticket] = {}
         self._served: dict[int, _Connection] = {}  # worker -> its connection
         self._closed = False
@@ -238,11 +238,6 @@ class _Door:
         except OSError:  # gone again, or out of descriptors: the tick makes room
             return
         end.setblocking(False)
-        try:
-            frames.tune(end)
-        except OSError:  # gone again
-            end.close()
-            return
         if len(self._guests) >= MAX_HALF_OPEN:
             self._dismiss(next(iter(self._guests.values())))
         self._guests[end.fileno()] = _Guest(end, time.monotonic() + HELLO_S)
@@ -327,6 +322,26 @@ class _Guest:
         return self.heard[at : at + frames.TICKET_BYTES]
 
 
+class _Turns:
+    """So many threads may compute at a time, each on memory that is still in the caches."""
+
+    def __init__(self, count: int) -> None:
+        self._free = threading.Semaphore(count)
+        self._plain = [memoryview(b"")] * count
+
+    @contextlib.contextmanager
+    def taken(self, size: int) -> Iterator[memoryview]:
+        """Yields at least `size` bytes."""
+        with self._free:
+            plain = self._plain.pop()
+            try:
+                if len(plain) < size:
+                    plain = memoryview(frames.aligned(size))
+                yield plain
+            finally:
+                self._plain.append(plain)
+
+
 class _Connection:
     """A worker's connection. `serve` is for a thread of its own, `turn` for the door's."""
 
@@ -337,7 +352,7 @@ class _Connection:
         up: Seal,
         session: Session,
         own_thread: bool,
-        turns: threading.Semaphore,
+        turns: _Turns,
     ) -> None:
         self.route = ticket.route
         self.own_thread = own_thread
@@ -348,9 +363,11 @@ class _Connection:
         self._answers: Iterator[memoryview] = iter(())
         self._unsent: memoryview | None = None
         body = frames.max_body_bytes(ticket.held.shape)
-        self._plain = memoryview(frames.aligned(body) if not up.plain else b"")
+        self._body = 0 if up.plain else body
+        self._plain = memoryview(b"" if own_thread or up.plain else frames.aligned(body))
         self._reader = Reader(end, up, body)
         self._turns = turns
+        frames.tune(end, ticket.held.shape)
         _keep_alive(end)
         if own_thread:
             end.setblocking(True)
@@ -374,12 +391,12 @@ class _Connection:
         with contextlib.suppress(OSError, Broken):
             while True:
                 self._await_frame()
-                with self._turns:
-                    answers = self._session.take(*self._reader.frame(self._plain))
+                with self._turns.taken(self._body) as plain:
+                    answers = self._session.take(*self._reader.frame(plain))
                     answer = next(answers, None)
                 while answer is not None:
                     self._end.sendall(answer)
-                    with self._turns:
+                    with self._turns.taken(0):
                         answer = next(answers, None)
 
     def _await_frame(self) -> None:
