@@ -78,22 +78,24 @@ class Bench:
         gradient = rng.standard_normal(parameters.layout.size, np.float32) * np.float32(1e-3)
 
         def exchange() -> float:
-            np.copyto(parameters.gradient.flat, gradient)
             began = time.perf_counter()
             parameters.begin(Operation.PUSH_PULL)
             parameters.settle()
             return time.perf_counter() - began
 
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP):  # fills both buffers
+            np.copyto(parameters.gradient.flat, gradient)
             exchange()
         seconds: list[float] = []
-        cpu_s, began = time.process_time(), time.perf_counter()
+        cpu_s, began_at, began = time.process_time(), time.time(), time.perf_counter()
         while time.perf_counter() - began < for_s:
             seconds.append(exchange())
         return {
-            "count": len(seconds) + WARM_UP,
+            "count": len(seconds),
+            "warm_up": WARM_UP,
+            "began_at": began_at,
+            "ended_at": time.time(),
             "seconds": statistics.median(seconds),
-            "per_s": len(seconds) / sum(seconds),
             "cpu_s": (time.process_time() - cpu_s) / len(seconds),
         }
 

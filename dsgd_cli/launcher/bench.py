@@ -332,7 +332,10 @@ class Conversation:
         for said in ran.values():
             if "error" in said:
                 return _failed(base, said["error"])
-        pushes = sum(said["count"] for said in ran.values())
+        said_all = list(ran.values())
+        pushes = sum(said["count"] for said in said_all)
+        # from the first one's beginning to the last one's end: whoever came late counts against it
+        window_s = max(s["ended_at"] for s in said_all) - min(s["began_at"] for s in said_all)
         used_s = sum(after[each]["cpu_s"] - before[each]["cpu_s"] for each in servers)
         seconds = sorted(said["seconds"] for said in ran.values())
         return Measured(
@@ -342,9 +345,9 @@ class Conversation:
             len(workers),
             limits,
             seconds=seconds[len(seconds) // 2],
-            per_s=sum(said["per_s"] for said in ran.values()),
+            per_s=pushes / window_s,
             worker_cpu_s=sum(said["cpu_s"] for said in ran.values()) / len(ran),
-            server_cpu_s=used_s / pushes,
+            server_cpu_s=used_s / (pushes + sum(s["warm_up"] for s in said_all)),
             server_memory_bytes=max(after[each]["memory_bytes"] for each in servers),
         )
 
