@@ -54,13 +54,6 @@ def load(train: Mapping[str, Any], seed: int, files: Files) -> Material:
     )
 
 
-def needs_files(train: Mapping[str, Any]) -> tuple[str, ...]:
-    """Which of "model" and "data" the launcher sends along."""
-    return tuple(
-        what for what in ("model", "data") if train[what]["path"] and not train[what]["on_host"]
-    )
-
-
 def tensors(params: Mapping[str, np.ndarray[Any, Any]]) -> Tensors:
     return tuple((name, array.shape) for name, array in params.items())
 

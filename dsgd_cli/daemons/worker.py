@@ -94,7 +94,7 @@ class Worker:
                     lifecycle.fail(self._line, "the coordinator has moved", "unreachable")
                 self._coordinator = message["coordinator"]
             elif kind == "files":
-                self._files = {what: message.get(what) for what in ("model", "data")}
+                self._files = {what: message.get(what) for what in ("run_id", "model", "data")}
             elif kind == "bench":
                 self._inbox.put(message)
             self._told.notify_all()
@@ -180,7 +180,7 @@ class Worker:
             self._trainer.abort()
 
         def load() -> None:
-            files = self._await_files(prepare.train_json)
+            files = self._await_files(prepare.run_id)
             self._trainer = Trainer(
                 prepare, files, self._index, self._session.incarnation, self._session.send
             )
@@ -189,18 +189,13 @@ class Worker:
         self._trainer = None
         self._guarded(load, prepare.epoch)
 
-    def _await_files(self, train_json: str) -> Mapping[str, str | None]:
-        """After a restart the agent repeats what it keeps in its own order."""
-        import json
-
-        from dsgd_cli.daemons.material import needs_files
-
-        needed = needs_files(json.loads(train_json))
+    def _await_files(self, run_id: str) -> Mapping[str, str | None]:
+        """Those of this run: they come by the agent, and may come later than the order."""
         with self._told:
             if not self._told.wait_for(
-                lambda: all(self._files.get(what) for what in needed), FILES_TIMEOUT_S
+                lambda: self._files.get("run_id") == run_id, FILES_TIMEOUT_S
             ):
-                raise DsgdError(f"nobody said where the {' and the '.join(needed)} file is")
+                raise DsgdError("nobody said where the files of this run are")
             return dict(self._files)
 
     def _reach(self, addresses: tuple[str, ...]) -> None:

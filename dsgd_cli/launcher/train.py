@@ -124,17 +124,19 @@ class Training:
 
     def _run(self, running: Running, interrupts: Interrupts) -> None:
         """Start the run and read its events until it has finished. Raises when it failed."""
-        spec = self._cluster.spec
+        spec, run_id = self._cluster.spec, self._result.run_dir.name
         interrupts.deliver = running.watch.interrupt
         try:
             running.tell_all(
-                "worker", lambda host: {"type": "files", **running.files(host)}, keep=True
+                "worker",
+                lambda host: {"type": "files", "run_id": run_id, **running.files(host)},
+                keep=True,
             )
             running.tell(
                 names.COORDINATOR,
                 {
                     "type": "run",
-                    "run_id": self._result.run_dir.name,
+                    "run_id": run_id,
                     "seed": spec.seed,
                     "train": spec.train.model_dump(mode="json"),
                     "channel": spec.channel.model_dump(mode="json"),

@@ -184,11 +184,12 @@ class Cluster:
         """Gives the order; the files are where the `train` section says."""
         self.runs += 1
         spec = Train.model_validate(train).model_dump(mode="json")
+        run_id = f"run-{self.runs}"
         self._files |= {what: spec[what]["path"] or None for what in ("model", "data")}
+        self._files["run_id"] = run_id
         for name, child in self.children.items():
             if name.startswith("worker"):
                 child.tell(self._files)
-        run_id = f"run-{self.runs}"
         order = {"type": "run", "run_id": run_id, "seed": 0, "train": spec}
         self.coordinator.tell({**order, "workers": self.workers, **more})
         return run_id
