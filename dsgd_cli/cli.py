@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from dsgd_cli.launcher.phases import Phases
 
 DEFAULT_FILE = "cluster.yaml"
-Command = Callable[..., Any]
 
 file_argument = click.argument("file", default=DEFAULT_FILE, type=click.Path(path_type=Path))
 set_option = click.option(

@@ -16,7 +16,6 @@ CLUSTER_ID = re.compile(r"[0-9a-f]{16}")
 DAEMON = re.compile(r"(coordinator|server|worker)/(0|[1-9][0-9]{0,4})")
 PROCESS = re.compile(DAEMON.pattern + "|probe")
 HASH = re.compile(r"[0-9a-f]{8,128}")
-HOST_ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,127}")
 SECRET = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\.key")
 
 

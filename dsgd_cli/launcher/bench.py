@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsgd_cli.contract import names
-from dsgd_cli.contract.errors import DeadlinePassed, DsgdError, Interrupted, ProcessDied
+from dsgd_cli.contract.errors import DeadlinePassed, DsgdError, ProcessDied
 from dsgd_cli.contract.spec import ClusterSpec
 from dsgd_cli.launcher.cluster import Cluster
-from dsgd_cli.launcher.down import FORCED_DOWN_S, Receipt, take_down
-from dsgd_cli.launcher.interrupt import FORCED_CODE, Forced, Interrupts
+from dsgd_cli.launcher.down import Receipt, killed, take_down
+from dsgd_cli.launcher.interrupt import Forced, Interrupts
 from dsgd_cli.launcher.phases import Phases
 from dsgd_cli.launcher.remote import Message
 from dsgd_cli.launcher.running import Running
@@ -213,10 +213,7 @@ def bench(spec: ClusterSpec, screen: Screen, options: Options, phases: Phases) -
                 screen.note(f"{spec.name}: {_take_down(cluster, running, interrupts)}")
             raise
         except Forced:
-            receipt = take_down(cluster, cluster.touched, grace_s=0.0, deadline_s=FORCED_DOWN_S)
-            raise Interrupted(
-                f"killed by a second Ctrl-C: {receipt}", FORCED_CODE, details=receipt.left
-            ) from None
+            raise killed(cluster) from None
         finally:
             if running is not None:
                 running.close()

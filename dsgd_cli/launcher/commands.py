@@ -19,7 +19,7 @@ from dsgd_cli.contract.errors import (
 )
 from dsgd_cli.contract.spec import ClusterSpec
 from dsgd_cli.launcher.cluster import Cluster
-from dsgd_cli.launcher.down import FORCED_DOWN_S, Receipt, take_down
+from dsgd_cli.launcher.down import Receipt, killed, take_down
 from dsgd_cli.launcher.interrupt import FORCED_CODE, Forced, Interrupts
 from dsgd_cli.launcher.observe import ObservedHost, Wanted, observe
 from dsgd_cli.launcher.parallel import attempt
@@ -44,10 +44,7 @@ def start(
         try:
             return _start(cluster, screen, phases, confirm, interrupts)
         except Forced:
-            receipt = take_down(cluster, cluster.touched, grace_s=0.0, deadline_s=FORCED_DOWN_S)
-            raise Interrupted(
-                f"killed by a second Ctrl-C: {receipt}", FORCED_CODE, details=receipt.left
-            ) from None
+            raise killed(cluster) from None
         finally:
             cluster.close()
 

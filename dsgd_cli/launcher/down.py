@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from dsgd_cli.contract.errors import ConnectFailed, DsgdError, TeardownIncomplete
+from dsgd_cli.contract.errors import ConnectFailed, DsgdError, Interrupted, TeardownIncomplete
 from dsgd_cli.contract.names import PROCESS
 from dsgd_cli.launcher.cluster import Cluster
+from dsgd_cli.launcher.interrupt import FORCED_CODE
 from dsgd_cli.launcher.observe import Wanted, observe
 from dsgd_cli.launcher.parallel import attempt
 from dsgd_cli.launcher.remote import Message
@@ -95,6 +96,24 @@ def take_down(
         ),
         placed=len(cluster.placed),
     )
+
+
+def kill(cluster: Cluster, lease_ends: Mapping[str, float | None] | None = None) -> Receipt:
+    """After a second Ctrl-C: KILL all that this command touched, and wait for two seconds."""
+    return take_down(
+        cluster,
+        cluster.touched,
+        grace_s=0.0,
+        deadline_s=FORCED_DOWN_S,
+        lease_ends=lease_ends,
+    )
+
+
+def killed(cluster: Cluster) -> Interrupted:
+    """`kill`, and the error that ends the command."""
+    receipt = kill(cluster)
+    message = f"killed by a second Ctrl-C: {receipt}"
+    return Interrupted(message, FORCED_CODE, details=receipt.left)
 
 
 def _living(cluster: Cluster, host: str) -> int:

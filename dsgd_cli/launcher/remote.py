@@ -88,12 +88,12 @@ class Remote:
         self._next_id = 0
         try:
             self._stream.write(payload.payload("serve"))
-            self.facts = self._await_ready(python)
+            self._await_ready(python)
         except BaseException:
             self._stream.close()
             raise
 
-    def _await_ready(self, python: str) -> Message:
+    def _await_ready(self, python: str) -> None:
         noise = b""
         end = time.monotonic() + START_TIMEOUT_S
         while True:
@@ -109,8 +109,7 @@ class Remote:
             if line is None:
                 raise self._no_python(python, noise)
             if line.startswith(READY):
-                facts: Message = json.loads(line[len(READY) :])
-                return facts
+                return
             if line.startswith(b'{"error"'):
                 raise HostUnfit(
                     self.host,

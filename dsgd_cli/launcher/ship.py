@@ -66,11 +66,6 @@ class Bundle:
         yield bytes(2 * BLOCK_BYTES)
 
 
-def send(remote: Remote, bundle: Bundle) -> None:
-    """Send one bundle on a bootstrap of its own, and wait until the host has unpacked it."""
-    send_all(remote, [bundle])
-
-
 def send_all(remote: Remote, bundles: Sequence[Bundle]) -> None:
     """Send bundles one after the other; the host unpacks one while the next is on its way."""
     for bundle in bundles:

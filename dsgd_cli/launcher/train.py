@@ -20,7 +20,7 @@ from dsgd_cli.contract.spec import ClusterSpec
 from dsgd_cli.launcher.cluster import Cluster
 from dsgd_cli.launcher.collect import fetch_logs, fetch_model, make_run_dir
 from dsgd_cli.launcher.describe import resolved_yaml
-from dsgd_cli.launcher.down import FORCED_DOWN_S, take_down
+from dsgd_cli.launcher.down import kill, take_down
 from dsgd_cli.launcher.follow import TrainScreen, follow
 from dsgd_cli.launcher.interrupt import FORCED_CODE, Forced, Interrupts
 from dsgd_cli.launcher.phases import Phases
@@ -216,13 +216,7 @@ class Training:
         self._screen.progress_ends()
         self._screen.note("killing")
         with self._result.phases("down"):
-            self._result.receipt = take_down(
-                self._cluster,
-                self._cluster.touched,
-                grace_s=0.0,
-                deadline_s=FORCED_DOWN_S,
-                lease_ends=self._lease_ends(),
-            )
+            self._result.receipt = kill(self._cluster, self._lease_ends())
         self._result.error = Interrupted("killed by a second Ctrl-C", FORCED_CODE)
 
 

@@ -61,7 +61,7 @@ def bring_up(
         send_missing(cluster, [s for s in todo.steps if isinstance(s, Ship)], needs, screen)
     with phase("up"):
         with interrupts.held():  # an agent that is being started must be known to the teardown
-            running = _join_agents(cluster, screen, todo, observed, needs, trains)
+            running = _join_agents(cluster, screen, todo, observed, needs, wanted, trains)
         try:
             if trains or todo.starts:
                 probe(running)
@@ -122,11 +122,11 @@ def _join_agents(
     todo: Plan,
     observed: dict[str, ObservedHost],
     needs: Needs,
+    wanted: Message,
     trains: bool,
 ) -> Running:
     """Start the agents that are missing and attach to all. A training answers for all of them."""
     cluster_id = todo.cluster_id or new_cluster_id()
-    wanted = process_spec(cluster, needs)
     spec = {"fingerprint": fingerprint(wanted), "processes": wanted}
     starting = {step.host for step in todo.steps if isinstance(step, StartAgent)}
     cluster.touched |= set(cluster.used) if trains else starting

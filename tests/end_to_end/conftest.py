@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dsgd_cli.agent import paths
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -147,3 +150,7 @@ def user(tmp_path: Path) -> Iterator[User]:
         process.communicate()
     for member in somebody.members():
         os.kill(member.pid, signal.SIGKILL)
+    for run_dir in somebody.files_left():  # of a test that failed: an agent's socket is elsewhere
+        paths.socket_path(Path(run_dir)).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # others may have theirs there
+        paths.socket_dir().rmdir()

@@ -95,7 +95,7 @@ def test_a_large_file_and_control_at_the_same_time(
 
     def send() -> None:
         try:
-            ship.send(bulk, bundle)
+            ship.send_all(bulk, [bundle])
         except BaseException as error:
             failures.append(error)
 
@@ -142,7 +142,7 @@ def test_a_full_disk_is_said(transport: SshTransport, host: Host, tmp_path: Path
         (tmp_path / "data.bin").write_bytes(os.urandom(5_000_000))
         remote = Remote(transport, PYTHON)
         with pytest.raises(DsgdError, match=r"gpu1: cannot unpack .*No space left") as failure:
-            ship.send(remote, ship.file_bundle(tmp_path / "data.bin"))
+            ship.send_all(remote, [ship.file_bundle(tmp_path / "data.bin")])
         assert failure.value.exit_code == 4
         remote.call("observe", cluster="lab", wanted={})  # the bytes that followed are consumed
         remote.close()

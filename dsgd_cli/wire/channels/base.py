@@ -20,6 +20,8 @@ from typing import Protocol, TypeAlias, cast
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire.channels.spin import Spin
 
+PAUSE_S = (0.05, 1.0)  # between attempts to connect: the first, and at most
+FROZEN_PAUSE_S = 0.02
 LOOK_S = 0.5  # how long a wait lasts before the channel is asked whether it was closed
 
 Data: TypeAlias = "bytes | memoryview"

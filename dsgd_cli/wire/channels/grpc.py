@@ -24,6 +24,8 @@ from dsgd_cli.contract.names import process_name
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels.base import (
+    FROZEN_PAUSE_S,
+    PAUSE_S,
     Exchange,
     Header,
     HeldShard,
@@ -38,8 +40,6 @@ from dsgd_cli.wire.channels.base import (
 from dsgd_cli.wire.dsgd_pb2_grpc import ServerStub
 
 MESSAGE_BYTES = 1 << 20
-PAUSE_S = (0.05, 1.0)  # between attempts: the first, and at most
-FROZEN_PAUSE_S = 0.02
 
 
 # ── the worker's side ──────────────────────────────────────────────────────────────────────────

@@ -24,6 +24,7 @@ from dsgd_cli.contract.names import process_name
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels.base import (
+    FROZEN_PAUSE_S,
     Channel,
     Exchange,
     Operation,
@@ -42,7 +43,6 @@ from dsgd_cli.wire.dsgd_pb2_grpc import ServerStub
 
 ASK_S = 3.0
 PAUSE_S = (0.02, 1.0)  # between attempts: the first, and at most
-FROZEN_PAUSE_S = 0.02
 NAP_S = 20e-6  # while the server is changing a block
 VERSION_BITS = (1 << 40) - 1  # of a stamp: see `HeldShard.memory`
 

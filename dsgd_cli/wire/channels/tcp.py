@@ -31,7 +31,9 @@ from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels import frames
 from dsgd_cli.wire.channels.base import (
+    FROZEN_PAUSE_S,
     LOOK_S,
+    PAUSE_S,
     Exchange,
     Operation,
     Reason,
@@ -46,8 +48,6 @@ from dsgd_cli.wire.channels.spin import Spin
 from dsgd_cli.wire.dsgd_pb2_grpc import ServerStub
 
 CONNECT_S = 3.0
-PAUSE_S = (0.05, 1.0)  # between attempts: the first, and at most
-FROZEN_PAUSE_S = 0.02
 
 
 class TcpChannel:
