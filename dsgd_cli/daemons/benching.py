@@ -1,10 +1,11 @@
 """What `dsgd bench` asks of the daemons: timed exchanges, and the limits measured beside them.
 
 A worker gets one order at a time over its agent and answers each with `benched`: `open` connects to
-shards that the coordinator has just configured for the purpose, `run` exchanges for a while,
-`limits` copies memory and echoes over a plain socket, `gradient` times the user's model. The
-exchanges go through `Parameters`, as in a training. A server offers the other end of the plain
-socket: for one connection that knows the token, and only while it is asked to.
+shards that the coordinator has just configured for the purpose, and warms up; `run` exchanges for a
+while, at once, so that all who are told together run together; `limits` copies memory and echoes
+over a plain socket, `gradient` times the user's model. The exchanges go through `Parameters`, as in
+a training. A server offers the other end of the plain socket: for one connection that knows the
+token, and only while it is asked to.
 """
 
 from __future__ import annotations
@@ -67,32 +68,24 @@ class Bench:
         channels = open_channels(
             layout, wanted, self._identity, servers, int(order["epoch"]), self._me
         )
-        self._parameters = Parameters(layout, channels)
-        self._parameters.pull()
+        self._parameters = parameters = Parameters(layout, channels)
+        parameters.pull()
+        rng = np.random.default_rng(0)
+        gradient = rng.standard_normal(layout.size, np.float32) * np.float32(1e-3)
+        for _ in range(WARM_UP):  # fills both buffers
+            np.copyto(parameters.gradient.flat, gradient)
+            _exchange(parameters)
         return {}
 
     def _run(self, for_s: float) -> Message:
         parameters = self._parameters
         assert parameters is not None
-        rng = np.random.default_rng(0)
-        gradient = rng.standard_normal(parameters.layout.size, np.float32) * np.float32(1e-3)
-
-        def exchange() -> float:
-            began = time.perf_counter()
-            parameters.begin(Operation.PUSH_PULL)
-            parameters.settle()
-            return time.perf_counter() - began
-
-        for _ in range(WARM_UP):  # fills both buffers
-            np.copyto(parameters.gradient.flat, gradient)
-            exchange()
         seconds: list[float] = []
         cpu_s, began_at, began = time.process_time(), time.time(), time.perf_counter()
         while time.perf_counter() - began < for_s:
-            seconds.append(exchange())
+            seconds.append(_exchange(parameters))
         return {
             "count": len(seconds),
-            "warm_up": WARM_UP,
             "began_at": began_at,
             "ended_at": time.time(),
             "seconds": statistics.median(seconds),
@@ -103,6 +96,14 @@ class Bench:
         if self._parameters is not None:
             self._parameters.close()
             self._parameters = None
+
+
+def _exchange(parameters: Parameters) -> float:
+    """Seconds of one push_pull."""
+    began = time.perf_counter()
+    parameters.begin(Operation.PUSH_PULL)
+    parameters.settle()
+    return time.perf_counter() - began
 
 
 # ── limits ─────────────────────────────────────────────────────────────────────────────────────

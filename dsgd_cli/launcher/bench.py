@@ -344,7 +344,7 @@ class Conversation:
             seconds=seconds[len(seconds) // 2],
             per_s=pushes / window_s,
             worker_cpu_s=sum(said["cpu_s"] for said in ran.values()) / len(ran),
-            server_cpu_s=used_s / (pushes + sum(s["warm_up"] for s in said_all)),
+            server_cpu_s=used_s / pushes,
             server_memory_bytes=max(after[each]["memory_bytes"] for each in servers),
         )
 

@@ -110,10 +110,6 @@ class Series:
         ]
 
 
-def median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
 def gb_per_s(size: int, seconds: float) -> float:
     return 2 * size / seconds / 1e9
 
@@ -134,7 +130,7 @@ def large(sides: Sides, series: Series) -> None:
     torch = sides.peer("torch_rpc.py", "--bytes", LARGE)[0]
     ours = sides.bench(LARGE, *CHANNELS)
     adagrad = sides.bench(LARGE, "tcp", optimizer="adagrad")["tcp"]
-    rpc_s = median(torch["seconds"])
+    rpc_s = torch["seconds"]
     name = "100 MB push + SGD + pull"
     series.add(
         f"{name}, tcp encrypted / torch RPC", rpc_s / ours["tcp"]["seconds"], bar=at_least(1.1)
@@ -164,13 +160,13 @@ def large(sides: Sides, series: Series) -> None:
         ("pyzmq REQ/REP, no update", "zmq_reqrep.py"),
         ("grpcio stream, plaintext", "plain_grpc.py"),
     ):
-        seconds = median(sides.peer(script, "--bytes", LARGE)[0]["seconds"])
+        seconds = sides.peer(script, "--bytes", LARGE)[0]["seconds"]
         series.add(f"100 MB, {label}", gb_per_s(LARGE, seconds), "GB/s")
 
 
 def small(sides: Sides, series: Series) -> None:
     """31 KB there, applied, and back: one worker, then four."""
-    rpc_s = median(sides.peer("torch_rpc.py", "--bytes", SMALL)[0]["seconds"])
+    rpc_s = sides.peer("torch_rpc.py", "--bytes", SMALL)[0]["seconds"]
     ours = sides.bench(SMALL, "shm", "tcp", optimizer="adagrad")
     name = "31 KB push + Adagrad + pull"
     series.add(
@@ -295,12 +291,12 @@ def curves(sides: Sides) -> Found:
             by_size.setdefault(f"dsgd {channel}", []).append((size, row["seconds"]))
         for label, script in _peers():
             seconds = sides.peer(script, "--bytes", size, "--for-s", 0.5)[0]["seconds"]
-            by_size.setdefault(label, []).append((size, median(seconds)))
+            by_size.setdefault(label, []).append((size, seconds))
     for block in BLOCKS:
         for channel, row in sides.bench(LARGE, *CHANNELS, for_s=0.5, block=block).items():
             by_block.setdefault(f"dsgd {channel}", []).append((block, row["seconds"]))
         found = sides.peer("plain_grpc.py", "--bytes", LARGE, "--block", block)[0]["seconds"]
-        by_block.setdefault("grpcio", []).append((block, median(found)))
+        by_block.setdefault("grpcio", []).append((block, found))
     return {"size": by_size, "block": by_block}
 
 

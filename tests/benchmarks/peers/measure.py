@@ -1,4 +1,4 @@
-"""What every peer prints: one JSON object with the seconds of each repetition and more.
+"""What every peer prints: one JSON object, short enough that several processes share a pipe.
 
 The peers run in a virtual environment of their own and import nothing of dsgd.
 """

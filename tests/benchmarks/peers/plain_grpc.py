@@ -9,6 +9,7 @@ import argparse
 import multiprocessing
 from collections.abc import Iterator
 from concurrent import futures
+from statistics import median
 
 import grpc
 import numpy as np
@@ -63,7 +64,7 @@ def main() -> None:
                 down[place : place + len(block)] = block
                 place += len(block)
 
-        say(seconds=repeat(round_trip, options.repeats, options.for_s))
+        say(seconds=median(repeat(round_trip, options.repeats, options.for_s)))
     server.kill()
 
 

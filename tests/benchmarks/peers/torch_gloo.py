@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from statistics import median
 
 import torch
 import torch.distributed as dist
@@ -29,7 +30,7 @@ def run(rank: int, options: argparse.Namespace, port: int) -> None:
     if rank == 0:
         seconds = repeat(round_trip, options.repeats, options.for_s)
         dist.send(torch.zeros(1), 1)
-        say(seconds=seconds)
+        say(seconds=median(seconds))
     else:
         while dist.recv(more, 0) is not None and more.item():
             dist.recv(back, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from statistics import median
 
 import torch
 import torch.distributed.rpc as rpc
@@ -57,7 +58,7 @@ def run(rank: int, options: argparse.Namespace, port: int) -> None:
             options.for_s,
         )
         say(
-            seconds=seconds,
+            seconds=median(seconds),
             calls=len(seconds) + 2,
             elapsed_s=time.perf_counter() - began,
             server_cpu_s=rpc.rpc_sync("rank0", cpu_s) - before,

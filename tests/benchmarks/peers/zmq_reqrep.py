@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+from statistics import median
 
 import numpy as np
 import zmq
@@ -39,7 +40,7 @@ def main() -> None:
             socket.send(gradient, copy=False)
             socket.recv(copy=False)
 
-        say(seconds=repeat(round_trip, options.repeats, options.for_s))
+        say(seconds=median(repeat(round_trip, options.repeats, options.for_s)))
     server.kill()
 
 

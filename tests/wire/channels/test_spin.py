@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
-from dsgd_cli.wire.channels.spin import LIMIT_S, LOOK_S, Spin, runnable_threads
+from dsgd_cli.wire.channels.spin import (
+    LEAST_S,
+    LOOK_S,
+    MAX_REST_S,
+    MOST_S,
+    REST_S,
+    Spin,
+    runnable_threads,
+)
 
 
 class Scene:
@@ -45,13 +55,19 @@ def test_an_answer_that_comes_soon_is_met_without_sleeping() -> None:
     assert (scene.polls, scene.sleeps) == (4, 0)
 
 
-def test_it_sleeps_after_its_limit() -> None:
+def test_it_sleeps_after_its_limit_which_follows_the_waits() -> None:
     scene = Scene()
-    began = scene.now
     assert scene.wait(0.01) == "answer"
     assert scene.sleeps == 1
-    assert 0 < scene.polls * 10e-6 <= LIMIT_S + 10e-6
-    assert scene.now - began < 0.011
+    assert MOST_S <= scene.polls * 10e-6 <= MOST_S + 20e-6  # nothing is known yet
+    for _ in range(60):
+        scene.wait(40e-6)
+    scene.wait(0.01)
+    assert LEAST_S <= scene.polls * 10e-6 <= LEAST_S + 20e-6
+    for _ in range(60):
+        scene.wait(90e-6)
+    scene.wait(0.01)
+    assert 160e-6 <= scene.polls * 10e-6 <= 200e-6
 
 
 @pytest.mark.parametrize(("processes", "polls"), [(1, True), (2, True), (3, False)])
@@ -74,23 +90,42 @@ def test_it_is_off_while_the_machine_is_crowded_and_looks_again_later() -> None:
     assert scene.polls > 0
 
 
-def test_it_stops_when_polling_is_never_worth_it_and_starts_again_when_it_would_be() -> None:
+def test_it_stops_when_polling_is_never_worth_it_and_tries_again_later_and_later() -> None:
     scene = Scene()
-    for _ in range(30):
+    trials = []
+    ends_at = scene.now + 10.0
+    polled_s = 0.0
+    while scene.now < ends_at:
         scene.wait(0.005)
-    scene.wait(0.005)
-    assert scene.polls == 0
-    for _ in range(30):
-        scene.wait(40e-6)  # sleeps, and learns from being woken so soon
+        polled_s += scene.polls * 10e-6
+        if scene.polls:
+            trials.append(scene.now)
+    rests = [after - before for before, after in pairwise(trials) if after - before > REST_S]
+    assert rests == sorted(rests)
+    assert max(rests) < MAX_REST_S + 0.01
+    assert polled_s < 0.01 * 10.0
+    scene.now += MAX_REST_S
+    for _ in range(3):
+        scene.wait(0.0005)  # longer than what it polls for in the long run
+        assert scene.polls > 0
     scene.wait(40e-6)
-    assert scene.polls > 0
+    assert (scene.polls, scene.sleeps) == (4, 0)
 
 
-def test_a_sleep_in_vain_is_no_success() -> None:
-    spin = Spin(cores=2, runnable=lambda: 1, clock=lambda: 1.0, limit_s=0)
-    for _ in range(50):
-        assert spin.wait(lambda: 0, lambda: 0) == 0
-    assert spin._short < 0.1
+def test_two_ends_that_sleep_find_out_of_it() -> None:
+    """Each waits for the other one to wake up, which is longer than what both would poll for."""
+    scene = Scene()
+    waking_s, work_s = 250e-6, 30e-6
+    other = Scene()
+    for each in (scene, other):  # both have given up just now
+        each.spin._short = 0.0
+        each.spin._missed(each.now)
+    sleeps = [0, 0]
+    for _ in range(4000):
+        for index, (end, peer) in enumerate(((scene, other), (other, scene))):
+            end.wait(work_s + (waking_s if peer.sleeps else 0.0))
+            sleeps[index] = end.sleeps
+    assert sleeps == [0, 0]
 
 
 def test_a_limit_of_zero_is_off() -> None:
