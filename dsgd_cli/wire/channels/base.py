@@ -15,7 +15,7 @@ import enum
 import select
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, cast
+from typing import NamedTuple, Protocol, TypeAlias, cast
 
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire.channels.spin import Spin
@@ -31,20 +31,23 @@ Opened: TypeAlias = "pb.TcpTicket | pb.ShmTicket"
 class Operation(enum.IntEnum):
     """What an exchange does; the numbers are those of the wire."""
 
-    PULL = 0
-    PUSH = 1
-    PUSH_PULL = 2
-    WRITE = 3
+    sends: bool  # blocks go up
+    fetches: bool  # fresh values come down
 
-    @property
-    def sends(self) -> bool:
-        """Whether blocks go up."""
-        return self is not Operation.PULL
+    def __new__(cls, number: int, sends: bool, fetches: bool) -> Operation:
+        made = int.__new__(cls, number)
+        made._value_ = number
+        made.sends = sends
+        made.fetches = fetches
+        return made
 
-    @property
-    def fetches(self) -> bool:
-        """Whether fresh values come down."""
-        return self in (Operation.PULL, Operation.PUSH_PULL)
+    PULL = 0, False, True
+    PUSH = 1, True, False
+    PUSH_PULL = 2, True, True
+    WRITE = 3, True, False
+
+
+OPERATIONS: dict[int, Operation] = {operation.value: operation for operation in Operation}
 
 
 class Reason(enum.IntEnum):
@@ -211,8 +214,7 @@ def run(channels: Sequence[Channel], exchanges: Sequence[Exchange]) -> None:
     settle(channels)
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What opens an exchange, as the server reads it."""
 
     route: Route

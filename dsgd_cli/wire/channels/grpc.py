@@ -25,6 +25,7 @@ from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels.base import (
     FROZEN_PAUSE_S,
+    OPERATIONS,
     PAUSE_S,
     Exchange,
     Header,
@@ -301,10 +302,9 @@ class _Incoming:
         self._skipping = False
         self._next_block = 0
         self._header = None
-        try:
-            operation = Operation(int(wire.operation))
-        except ValueError as error:
-            raise Refused(Reason.WRONG_ORDER, f"{error}") from error
+        operation = OPERATIONS.get(int(wire.operation))
+        if operation is None:
+            raise Refused(Reason.WRONG_ORDER, f"operation {wire.operation}")
         header = Header(route_of(wire, self._worker), wire.seq, operation)
         self._shard = self._holding.admit(header)
         self._shape = self._shard.shape

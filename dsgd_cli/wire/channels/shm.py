@@ -1,9 +1,10 @@
 """The worker's end of a shm channel: gradients go up in place, values come down by one copy.
 
 The worker's gradients lie in memory that only it can write (`GradientMemory`), the shard's values
-in memory that only the server can write. Small records on a unix socket say what is where. A block
-is copied when the server has announced it; its stamp, read before and after, tells whether the
-server changed it meanwhile, and then it is copied again. So `into` only ever gets whole updates.
+in memory that only the server can write; what is where they tell each other through memory, too
+(`shm_records`). A block is copied when the server has announced it; its stamp, read before and
+after, tells whether the server changed it meanwhile, and then it is copied again. So `into` only
+ever gets whole updates. Of a PULL `since`, blocks that are not newer are left where they are.
 
 A connection that ends or is silent for `stall_s` is opened anew, with a new ticket and the memory
 of whatever server answers, and the exchange sent again, unchanged, until `give_up_s` have passed.
@@ -37,7 +38,7 @@ from dsgd_cli.wire.channels.base import (
 from dsgd_cli.wire.channels.grpc import header_of
 from dsgd_cli.wire.channels.shm_link import Link, Lost
 from dsgd_cli.wire.channels.shm_memory import GradientMemory
-from dsgd_cli.wire.channels.shm_records import FRESH, REFUSED, Reply, host
+from dsgd_cli.wire.channels.shm_records import FRESH, Answer, host
 from dsgd_cli.wire.channels.spin import Spin
 from dsgd_cli.wire.dsgd_pb2_grpc import ServerStub
 
@@ -118,16 +119,15 @@ class ShmChannel:
         self._shape = shape
         self._memory = GradientMemory(0, slots=0) if memory is None else memory
         self._staging: GradientMemory | None = None  # its own, for data that lies elsewhere
-        self._word: tuple[int, memoryview] | None = None
+        self._desk: tuple[int, memoryview] | None = None
         self._servers = servers
         self._spin = Spin() if spin is None else spin
         self._stall_s = stall_s
         self._give_up_s = give_up_s
         self._link: Link | None = None
         self._exchange = Exchange(Operation.PULL)
-        self._answered = 0
-        self._torn: deque[Reply] = deque()
-        self._last = False
+        self._next = 0  # the block whose answer comes next
+        self._torn: deque[tuple[int, Answer]] = deque()
         self._reading = False  # `advance` has been called since `begin`
         self._pause_s = PAUSE_S[0]
         self._gives_up_at = 0.0
@@ -175,7 +175,7 @@ class ShmChannel:
 
     def adopt(self, memory: GradientMemory, servers: int | None = None) -> None:
         """From now on gradients come from this memory. Between two exchanges."""
-        self._memory, self._word = memory, None
+        self._memory, self._desk = memory, None
         self._servers = servers or self._servers
         self._unlink()
 
@@ -191,14 +191,14 @@ class ShmChannel:
         blocks = self._shape.blocks
         exchange.versions = [0] * blocks
         exchange.applied = [(0, 0)] * blocks
-        self._answered = 0
-        self._last = self._reading = False
+        self._next = 0
+        self._reading = False
         self._torn.clear()
         offset = 0
         if exchange.operation.sends:
             assert exchange.data is not None
             offset = self._placed(exchange.data)
-        link.request(exchange, offset)
+        link.request(exchange.operation, exchange.seq, offset)
 
     def _is_elsewhere(self, data: memoryview | None) -> bool:
         """Whether these bytes are neither in the memory, nor is it one to copy them to."""
@@ -218,74 +218,73 @@ class ShmChannel:
     # ── answers ──
 
     def _answers(self, link: Link) -> bool:
-        """Takes what has come, or what comes next."""
-        for reply in link.receive(self._spin, wait=not self._torn):
-            if reply.kind == REFUSED:
-                message = link.message(reply.seq)
-                raise Refused(Reason(reply.version), f"{self._peer}: {message}", reply.block)
-            self._take(link, reply)
+        """Takes what has come, or what comes next; True at the end."""
+        blocks = self._shape.blocks
+        if self._next < blocks and not self._torn:
+            link.wait(self._next, self._spin)
+        while self._next < blocks and (answer := self._answer(link)) is not None:
+            self._take(link, self._next, answer)
+            self._next += 1
+            if not self._next & 15:
+                self._progress()
         if self._torn:
             self._again(link)
-        if self._last and not self._torn:
-            self._check_complete()
-            self._reading = False
-            link.reads(False)
-            return True
-        return False
+        if self._next < blocks or self._torn:
+            return False
+        self._reading = False
+        link.reads(False)
+        return True
 
-    def _take(self, link: Link, reply: Reply) -> None:
-        block = reply.block
-        if not self._answered <= block < self._shape.blocks:
-            raise Refused(Reason.WRONG_ORDER, f"{self._peer} sent block {block}")
+    def _answer(self, link: Link) -> Answer | None:
+        try:
+            return link.answer(self._next)
+        except Refused as refused:
+            message = f"{self._peer}: {refused.message}"
+            raise Refused(refused.reason, message, refused.block) from None
+
+    def _take(self, link: Link, block: int, answer: Answer) -> None:
         exchange = self._exchange
-        exchange.versions[block] = reply.version
-        exchange.applied[block] = (reply.incarnation, reply.seq)
-        self._answered = block + 1
-        self._last = bool(reply.last)
-        if reply.kind == FRESH and exchange.into is not None and not self._copied(link, reply):
+        exchange.versions[block] = answer.version
+        exchange.applied[block] = (answer.incarnation, answer.seq)
+        if answer.kind != FRESH or exchange.into is None:
+            return
+        if exchange.since and answer.version <= exchange.since[block]:
+            link.copied()
+        elif not self._copied(link, block, answer):
             self.torn_reads += 1
-            self._torn.append(reply)
-        if self._last or not block & 15:
-            self._progress()
+            self._torn.append((block, answer))
 
-    def _copied(self, link: Link, reply: Reply) -> bool:
+    def _copied(self, link: Link, block: int, answer: Answer) -> bool:
         """Copies the block; False where the server changed it meanwhile."""
         into = self._exchange.into
         assert into is not None
-        start, stop = self._shape.bounds(reply.block)
+        start, stop = self._shape.bounds(block)
         target = np.frombuffer(into, np.uint8)[start:stop]
-        if reply.place and link.copy_snapshot(reply.place, reply.stamp, target):
+        if answer.place and link.copy_snapshot(answer.place, answer.stamp, target):
             link.copied()
             return True
-        stamp = link.copy_block(reply.block, start, target)
+        stamp = link.copy_block(block, start, target)
         if stamp is None:
             return False
-        self._exchange.versions[reply.block] = (stamp & VERSION_BITS) >> 1  # with others' pushes
+        self._exchange.versions[block] = (stamp & VERSION_BITS) >> 1  # with others' pushes
         link.copied()
         return True
 
     def _again(self, link: Link) -> None:
         for _ in range(len(self._torn)):
-            reply = self._torn.popleft()
-            if self._copied(link, reply):
+            block, answer = self._torn.popleft()
+            if self._copied(link, block, answer):
                 self._progress()
             else:
-                self._torn.append(reply)
+                self._torn.append((block, answer))
         if self._torn:
             if time.monotonic() > self._gives_up_at:  # another connection would show the same
-                why = f"block {self._torn[0].block} does not settle"
+                why = f"block {self._torn[0][0]} does not settle"
                 raise ids.PeerUnreachable(self._peer, self._address, why)
             time.sleep(NAP_S)
 
     def _progress(self) -> None:
         self._gives_up_at = time.monotonic() + self._give_up_s
-
-    def _check_complete(self) -> None:
-        if self._answered != self._shape.blocks:
-            raise Refused(
-                Reason.WRONG_ORDER,
-                f"{self._peer} answered {self._answered} of {self._shape.blocks} blocks",
-            )
 
     # ── trouble ──
 
@@ -324,10 +323,10 @@ class ShmChannel:
     def _connect(self) -> Link:
         if self._closed:
             raise Lost("closed")
-        if self._word is None:
-            self._word = self._memory.word()
-        memory, word = self._memory, self._word
-        link = Link(self._ask(), self._shape, memory, word, self._servers, self._stall_s)
+        if self._desk is None:
+            self._desk = self._memory.desk()
+        memory, desk = self._memory, self._desk
+        link = Link(self._ask(), self._shape, memory, desk, self._servers, self._stall_s)
         if self._closed:
             link.close()
             raise Lost("closed")

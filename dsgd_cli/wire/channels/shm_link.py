@@ -1,7 +1,7 @@
-"""One connection of a shm channel: the socket, and what the other side's memory holds.
+"""One connection of a shm channel, the worker's end: its desk, and what the server's memories hold.
 
-It reads no more from the server than records of fixed size, and nothing from its memory without
-the stamps around it.
+It reads nothing from the server's memory without what says that it is whole: the number of the
+request in an answer, the stamps around a block.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import contextlib
 import os
 import socket
 import struct
+import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from dsgd_cli.wire import dsgd_pb2 as pb
-from dsgd_cli.wire.channels.base import Exchange, Shape
+from dsgd_cli.wire.channels.base import Operation, Reason, Refused, Shape
 from dsgd_cli.wire.channels.shm_memory import (
     Bytes,
     GradientMemory,
@@ -24,23 +25,41 @@ from dsgd_cli.wire.channels.shm_memory import (
     as_bytes,
     attach,
     fence,
+    order,
     owner,
     stamps_at,
 )
 from dsgd_cli.wire.channels.shm_records import (
+    ANSWER,
+    ANSWER_BYTES,
+    ANSWERED,
+    ASKED,
+    DESK_BYTES,
+    HEAD_BYTES,
     HELLO,
     MAGIC,
+    MESSAGE_BYTES,
+    MOST_BLOCKS,
+    PROCESSES,
+    PROGRESS,
+    REFUSAL,
+    REFUSAL_AT,
     REFUSED,
-    REPLY,
     REQUEST,
+    REQUEST_AT,
+    RING,
+    SERVER_SLEEPS,
+    SLEEPS,
     WELCOME,
-    Reply,
+    Answer,
+    answer_at,
+    answers_bytes,
 )
 from dsgd_cli.wire.channels.shm_snapshots import ring, ring_bytes
 from dsgd_cli.wire.channels.spin import Spin
 
-RECEIVE_BYTES = 1 << 14
-MESSAGE_BYTES = 1 << 12  # of a refusal
+SLEEP_S = 0.1  # then a sleeper looks, and rings, again: nothing hangs on a single byte
+RINGS = 64  # bytes that are read at a time
 
 
 class Lost(Exception):
@@ -48,51 +67,57 @@ class Lost(Exception):
 
 
 class Link:
-    """One connection, and the two memories that go with it."""
+    """One connection, and the memories that go with it."""
 
     def __init__(
         self,
         ticket: pb.ShmTicket,
         shape: Shape,
         gradients: GradientMemory,
-        word: tuple[int, memoryview],
+        desk: tuple[int, memoryview],
         servers: int,
         stall_s: float,
     ) -> None:
+        if shape.blocks > MOST_BLOCKS:
+            raise Lost(f"more than {MOST_BLOCKS} blocks in a shard")
         self._servers = servers
-        self._processes = servers + 1
-        self._buffer = bytearray(RECEIVE_BYTES)
-        self._view = memoryview(self._buffer)
-        self._held = 0  # bytes in the buffer: of a record that has not come whole
+        self._stall_s = stall_s
         self._copied = 0
-        self._word = word[1]
+        self._number = 0  # of the newest request
+        self._record = desk[1][8 * REQUEST_AT : 8 * REQUEST_AT + REQUEST.size]
+        self._desk = desk[1].cast("Q")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         weakref.finalize(self, self._socket.close)
         try:
-            limit = struct.pack("@ll", int(stall_s), int(stall_s % 1 * 1e6))
-            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
+            self._limit(stall_s)
             self._socket.connect(_path(ticket.socket))
             _check_owner(self._socket)
-            self._shake_hands(ticket.ticket, gradients, word[0], shape)
+            self._shake_hands(ticket.ticket, gradients, desk[0], shape)
+            self._limit(SLEEP_S)
         except BaseException:
             self._socket.close()
             raise
 
+    def _limit(self, seconds: float) -> None:
+        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, limit)
+
     def _shake_hands(
         self, ticket: bytes, gradients: GradientMemory, index: int, shape: Shape
     ) -> None:
-        self._word[0] = 0
+        for word in range(DESK_BYTES // 8):
+            self._desk[word] = 0
         hello = HELLO.pack(MAGIC, ticket, gradients.size_bytes, index, self._servers)
         socket.send_fds(self._socket, [hello], [gradients.fd])
         data, fds, _, _ = socket.recv_fds(
-            self._socket, WELCOME.size, 2, socket.MSG_CMSG_CLOEXEC | socket.MSG_WAITALL
+            self._socket, WELCOME.size, 3, socket.MSG_CMSG_CLOEXEC | socket.MSG_WAITALL
         )
         try:
             if len(data) != WELCOME.size:
                 raise Lost("the server did not welcome this worker")
             magic, size, snapshots = WELCOME.unpack(data)
-            if magic != MAGIC or len(fds) != 1 + bool(snapshots):
+            if magic != MAGIC or len(fds) != 2 + bool(snapshots):
                 raise Lost("the server did not welcome this worker")
             self._attach(fds, size, shape)
         except Unfit as error:
@@ -108,49 +133,84 @@ class Link:
         memory = attach(fds[0], size)
         self._values = as_bytes(memory)[: shape.size_bytes]
         self._stamps = memoryview(memory)[begin:].cast("Q")
+        self._answers = memoryview(attach(fds[1], answers_bytes(shape.blocks)))
+        self._words = self._answers.cast("Q")
         self._places: list[Bytes] = []
-        if len(fds) > 1:
-            self._place_stamps, self._places = ring(attach(fds[1], ring_bytes(shape)), shape)
+        if len(fds) > 2:
+            self._place_stamps, self._places = ring(attach(fds[2], ring_bytes(shape)), shape)
 
-    def request(self, exchange: Exchange, offset: int) -> None:
-        since = exchange.since
-        record = REQUEST.pack(exchange.seq, offset, len(since), exchange.operation)
-        self._socket.sendall(record + struct.pack(f"={len(since)}Q", *since) if since else record)
+    # ── requests and answers ──
 
-    def receive(self, spin: Spin, wait: bool) -> list[Reply]:
-        """Whole replies: at least one, if it is to wait. Raises Lost, OSError."""
-        spin.processes = self._processes
-        while True:
-            if not wait:
-                self._held += self._poll()
-            elif got := spin.wait(self._poll, self._sleep):
-                self._held += got
-            else:
+    def request(self, operation: Operation, seq: int, offset: int) -> None:
+        """Asks. The answers to the request before it must have been taken, or are dropped."""
+        REQUEST.pack_into(self._record, 0, seq, offset, operation)
+        self._number += 1
+        order()
+        self._desk[ASKED] = self._number
+        fence()
+        if self._words[SERVER_SLEEPS]:
+            self._ring()
+
+    def wait(self, block: int, spin: Spin) -> None:
+        """Until the answer about this block is there, or a refusal. Raises Lost, OSError."""
+        words, number = self._words, self._number
+        word = (HEAD_BYTES + ANSWER_BYTES * block) // 8 + ANSWERED
+
+        def here() -> bool:
+            return words[word] == number or words[REFUSED] == number
+
+        if not here():
+            spin.processes = words[PROCESSES] + self._servers - 1
+            if not spin.wait(here, lambda: self._sleep(here)):
                 raise Lost("no answer")
-            replies = self._parsed()
-            if replies or not wait:
-                return replies
+        order()
 
-    def message(self, length: int) -> str:
-        """The text of the refusal that was received last."""
-        if length > MESSAGE_BYTES:
-            raise Lost("an endless message")
-        while self._held < length:
-            got = self._sleep()
-            if not got:
-                raise Lost("half a message")
-            self._held += got
-        self._held = 0  # nothing follows a refusal
-        return bytes(self._view[:length]).decode("utf-8", "replace")
+    def answer(self, block: int) -> Answer | None:
+        """The answer about this block, once it is there. Raises Refused (the message of it)."""
+        line = answer_at(block)
+        if self._words[line // 8 + ANSWERED] == self._number:
+            return Answer._make(ANSWER.unpack_from(self._answers, line))
+        if self._words[REFUSED] == self._number:
+            reason, refused, length = REFUSAL.unpack_from(self._answers, REFUSAL_AT)
+            start = REFUSAL_AT + REFUSAL.size
+            text = bytes(self._answers[start : start + min(length, MESSAGE_BYTES)])
+            raise Refused(Reason(reason), text.decode("utf-8", "replace"), refused)
+        return None
+
+    def _sleep(self, here: Callable[[], bool]) -> bool:
+        """Waits in the kernel; False: in vain."""
+        stalls_at = time.monotonic() + self._stall_s
+        self._desk[SLEEPS] = 1
+        fence()
+        try:
+            while not here():
+                if time.monotonic() > stalls_at:
+                    return False
+                try:
+                    rung = self._socket.recv(RINGS)
+                except BlockingIOError:
+                    self._ring()
+                    continue
+                if not rung:
+                    raise Lost("the server has closed the connection")
+            return True
+        finally:
+            self._desk[SLEEPS] = 0
+
+    def _ring(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it has not read those before this one
+            self._socket.send(RING, socket.MSG_DONTWAIT)
+
+    # ── values ──
 
     def copy_block(self, block: int, start: int, target: Bytes) -> int | None:
         """Copies it from the shard; its stamp, or None where the server changed it meanwhile."""
         before = self._stamps[block]
         if before & 1:
             return None
-        fence()
+        order()
         np.copyto(target, self._values[start : start + target.size])
-        fence()
+        order()
         return before if self._stamps[block] == before else None
 
     def copy_snapshot(self, place: int, stamp: int, target: Bytes) -> bool:
@@ -159,19 +219,19 @@ class Link:
             raise Lost("a snapshot that is not there")
         if self._place_stamps[place - 1] != stamp:
             return False
-        fence()
+        order()
         np.copyto(target, self._places[place - 1][: target.size])
-        fence()
+        order()
         return self._place_stamps[place - 1] == stamp
 
     def copied(self) -> None:
         """Tells the server that one more announced block may change."""
         self._copied += 1
-        self._word[0] = self._copied << 1 | 1
+        self._desk[PROGRESS] = self._copied << 1 | 1
 
     def reads(self, now: bool) -> None:
         """Tells it whether anybody is about to copy, or the announcements just lie there."""
-        self._word[0] = self._copied << 1 | now
+        self._desk[PROGRESS] = self._copied << 1 | now
 
     def shut(self) -> None:
         """From any thread; the descriptor lives as long as somebody could be using it."""
@@ -180,41 +240,6 @@ class Link:
 
     def close(self) -> None:
         self._socket.close()
-
-    def _parsed(self) -> list[Reply]:
-        replies = []
-        taken = 0
-        while taken + REPLY.size <= self._held:
-            reply = Reply._make(REPLY.unpack_from(self._buffer, taken))
-            replies.append(reply)
-            taken += REPLY.size
-            self._processes = reply.processes + self._servers - 1
-            if reply.kind == REFUSED:
-                break
-        self._held -= taken
-        if self._held:
-            self._buffer[: self._held] = self._buffer[taken : taken + self._held]
-        return replies
-
-    def _poll(self) -> int:
-        """How many bytes have come. Raises Lost at the end."""
-        try:
-            got = self._socket.recv_into(self._view[self._held :], 0, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return 0
-        if not got:
-            raise Lost("the server has closed the connection")
-        return got
-
-    def _sleep(self) -> int:
-        """The same, but waits; 0: in vain."""
-        try:
-            got = self._socket.recv_into(self._view[self._held :])
-        except BlockingIOError:
-            return 0
-        if not got:
-            raise Lost("the server has closed the connection")
-        return got
 
 
 def _path(text: str) -> str:

@@ -13,6 +13,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from typing import TypeAlias
 
 from dsgd_cli.wire.channels.base import (
     HeldShard,
@@ -21,10 +22,11 @@ from dsgd_cli.wire.channels.base import (
 )
 from dsgd_cli.wire.channels.shm_member import Ended, Member, SharedShard
 from dsgd_cli.wire.channels.shm_memory import (
-    PAGE,
-    WORDS,
+    DESKS,
+    SLOTS_AT,
     Unfit,
     attach,
+    fence,
     owner,
 )
 from dsgd_cli.wire.channels.shm_records import (
@@ -35,10 +37,13 @@ from dsgd_cli.wire.channels.shm_records import (
 )
 from dsgd_cli.wire.channels.spin import Spin
 
+Events: TypeAlias = list[tuple[int, int]]  # (descriptor, what epoll says of it; 0: it asks)
+
 STRANGERS = 64  # connections that have not shown a ticket yet
 STRANGER_LIFE_S = 10.0
 NAP_S = 30e-6  # while everybody waits for a reader
 IDLE_S = 1.0
+LOOKS = 16  # at the desks, for each at the sockets
 
 
 class Loop:
@@ -65,11 +70,13 @@ class Loop:
         self._members: dict[int, Member] = {}
         self._shards: dict[int, SharedShard] = {}  # by id(held)
         self._working: dict[int, Member] = {}
+        self._watches = False  # the desks; whoever asks while it does not must ring
+        self._looks = 0
         self._sweep_at = 0.0
 
     def turn(self) -> None:
         """What has come in, then one piece of work of everybody."""
-        events = self._poll() if self._working else self._spin.wait(self._poll, self._sleep)
+        events = self._look() if self._working else self._spin.wait(self._poll, self._sleep)
         for fd, mask in events:
             self._event(fd, mask)
         if self._working:
@@ -89,21 +96,47 @@ class Loop:
             connection.close()
         self._epoll.close()
 
-    def _poll(self) -> list[tuple[int, int]]:
-        return self._epoll.poll(0)
+    def _poll(self) -> Events:
+        """One look of many."""
+        if not self._watches:
+            self._watch(True)
+        return self._look()
 
-    def _sleep(self) -> list[tuple[int, int]]:
+    def _look(self) -> Events:
+        if not self._watches:
+            return self._epoll.poll(0)
+        asking = self._asking()
+        self._looks += 1
+        return asking if self._looks % LOOKS else asking + self._epoll.poll(0)
+
+    def _sleep(self) -> Events:
+        if self._watches:
+            self._watch(False)
+            if asking := self._asking():
+                return asking
         return self._epoll.poll(IDLE_S)
+
+    def _asking(self) -> Events:
+        return [(fd, 0) for fd, member in self._members.items() if member.asks()]
+
+    def _watch(self, on: bool) -> None:
+        self._watches = on
+        self._tell_all()
+        fence()
+
+    def _tell_all(self) -> None:
+        processes = self._spin.processes
+        for member in self._members.values():
+            member.tell(not self._watches, processes)
 
     def _event(self, fd: int, mask: int) -> None:
         member = self._members.get(fd)
         try:
             if member is not None:
-                if mask & select.EPOLLOUT:
-                    self._epoll.modify(fd, select.EPOLLIN)
-                if mask & ~select.EPOLLOUT:
-                    member.receive()
-                if member.busy:
+                if mask:
+                    member.woken()
+                if member.asks():
+                    member.begin()
                     self._working[fd] = member
             elif fd in self._strangers:
                 self._welcome(fd)
@@ -128,13 +161,11 @@ class Loop:
                 self._drop(fd)
         for fd, member in working:
             try:
-                stuck = member.flush()
+                member.flush()
             except OSError:
                 self._drop(fd)
                 continue
-            if stuck:  # it does not read: on with it when it does
-                self._epoll.modify(fd, select.EPOLLIN | select.EPOLLOUT)
-            if stuck or not member.busy:
+            if not member.busy:
                 self._working.pop(fd, None)
         for _, member in working:
             member.shard.fresh.clear()
@@ -166,18 +197,20 @@ class Loop:
         try:
             if len(data) != HELLO.size or len(fds) != 1:
                 raise Ended
-            magic, key, size, word, servers = HELLO.unpack(data)
+            magic, key, size, place, servers = HELLO.unpack(data)
             ticket = self._take(key)
-            if magic != MAGIC or ticket is None or word >= WORDS or size < PAGE:
+            if magic != MAGIC or ticket is None or place >= DESKS or size < SLOTS_AT:
                 raise Ended
             memory = attach(fds[0], size)
         finally:
             for received in fds:
                 os.close(received)
         shard = self._shared(ticket.held)
+        member = Member(connection, ticket.route, shard, self._holding, memory, place)
+        member.tell(not self._watches, 0)
         welcome = WELCOME.pack(MAGIC, shard.size_bytes, len(shard.fds) - 1)
-        socket.send_fds(connection, [welcome], shard.fds)
-        member = Member(connection, ticket.route, shard, self._holding, memory, word)
+        held, *snapshots = shard.fds
+        socket.send_fds(connection, [welcome], [held, member.fd, *snapshots])
         del self._strangers[fd]
         self._members[fd] = member
         shard.members.add(member)
@@ -205,7 +238,5 @@ class Loop:
 
     def _count(self, servers: int) -> None:
         """How many processes of this host take part, for whoever thinks of polling."""
-        processes = len(self._members) + max(1, servers)
-        self._spin.processes = processes
-        for member in self._members.values():
-            member.processes = min(processes, 0xFFFF)
+        self._spin.processes = len(self._members) + max(1, servers)
+        self._tell_all()

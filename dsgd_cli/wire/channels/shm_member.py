@@ -14,13 +14,13 @@ from __future__ import annotations
 import contextlib
 import mmap
 import socket
-import struct
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
 from dsgd_cli.wire.channels.base import (
+    OPERATIONS,
     Header,
     HeldShard,
     Holding,
@@ -30,26 +30,43 @@ from dsgd_cli.wire.channels.base import (
     Route,
     State,
 )
+from dsgd_cli.wire.channels.memory import sealed
 from dsgd_cli.wire.channels.shm_memory import (
-    PAGE,
+    SLOTS_AT,
     Bytes,
     as_bytes,
+    desk,
+    fence,
+    order,
     stamps_at,
 )
 from dsgd_cli.wire.channels.shm_records import (
+    ANSWER,
+    ANSWERED,
+    ASKED,
     FRESH,
+    MESSAGE_BYTES,
+    PROCESSES,
+    PROGRESS,
+    REFUSAL,
+    REFUSAL_AT,
     REFUSED,
-    REPLY,
     REQUEST,
+    REQUEST_AT,
+    RING,
+    SERVER_SLEEPS,
+    SLEEPS,
     STATE,
+    answer_at,
+    answers_bytes,
 )
 from dsgd_cli.wire.channels.shm_snapshots import Snapshot, Snapshots, pays
 
-MESSAGE_BYTES = 1 << 12
 TURN_BYTES = 1 << 20  # of one connection, before the others have theirs
 HOLD_S = 0.01
 HOLD_BLOCK_BYTES = 1 << 17  # a smaller block is copied before anybody could wait for it
 PREPARED = 8  # slots of one worker
+RINGS = 64  # bytes that are read at a time
 POPULATE_READ = 22  # MADV_POPULATE_READ, not in the `mmap` module
 _GONE = 1 << 63  # in place of its word: it has read whatever it will
 
@@ -122,33 +139,34 @@ class Member:
         shard: SharedShard,
         holding: Holding,
         memory: mmap.mmap,
-        word: int,
+        place: int,
     ) -> None:
         self.route = route
         self.shard = shard
-        self.processes = 2
         self.announced = 0
-        self.busy = False  # has work, or something to send
+        self.busy = False  # has work, or something to say
         self._connection = connection
         self._holding = holding
         self._memory = memory
         self._gradients = as_bytes(memory)
         self._touched: set[int] = set()
-        self._words = memoryview(memory)[:PAGE].cast("Q")
-        self._word = word
+        mine = desk(memory, place)
+        self._record = mine[8 * REQUEST_AT : 8 * REQUEST_AT + REQUEST.size]
+        self._desk = mine.cast("Q")
+        self.fd, answers = sealed("dsgd-answers", answers_bytes(shard.shape.blocks))
+        self._answers = memoryview(answers)
+        self._words = self._answers.cast("Q")
+        self._number = 0  # of the request that was taken last
         self._seen = -1
         self._waited_until = 0.0
         self._open = True
-        self._inbox = bytearray()
-        self._outbox = bytearray()
-        self._answers: list[tuple[int, int, State]] = []  # of this turn
+        self._says: list[tuple[int, int, State]] = []  # in this turn
         self._refusal: Refused | None = None
         self._job: Iterator[int] | None = None
-        self._received = bytearray(REQUEST.size + 8 * shard.shape.blocks)
 
     def copied(self) -> tuple[int, int]:
         """How many announcements the worker has dealt with, and whether it is reading at all."""
-        word = self._words[self._word] if self._open else _GONE
+        word = self._desk[PROGRESS] if self._open else _GONE
         return word >> 1, word & 1
 
     def gets_on(self, copied: int, now: float) -> bool:
@@ -157,28 +175,41 @@ class Member:
             self._seen, self._waited_until = copied, now + HOLD_S
         return now < self._waited_until
 
-    def receive(self) -> None:
-        got = self._connection.recv_into(self._received)
-        if not got or self._job is not None:
+    def tell(self, sleeps: bool, processes: int) -> None:
+        """Whether the server must be woken, and how many processes of this host take part."""
+        self._words[SERVER_SLEEPS] = sleeps
+        self._words[PROCESSES] = processes
+
+    def woken(self) -> None:
+        """Its bell rang, or it is gone. Raises Ended, OSError."""
+        if not self._connection.recv(RINGS):
             raise Ended
-        self._inbox += memoryview(self._received)[:got]
-        if len(self._inbox) < REQUEST.size:
-            return
-        seq, offset, since_count, operation = REQUEST.unpack_from(self._inbox)
-        if since_count not in (0, self.shard.shape.blocks):
+
+    def asks(self) -> bool:
+        """Whether there is a request that was not taken yet."""
+        return self._job is None and self._desk[ASKED] != self._number
+
+    def begin(self) -> None:
+        """Takes the request. Raises Ended where there can be no such request."""
+        order()
+        self._number = self._desk[ASKED]
+        seq, offset, number = REQUEST.unpack_from(self._record)
+        self.busy = True
+        operation = OPERATIONS.get(number)
+        if operation is None:
             raise Ended
-        whole = REQUEST.size + 8 * since_count
-        if len(self._inbox) > whole:
-            raise Ended
-        if len(self._inbox) == whole:
-            since = struct.unpack_from(f"={since_count}Q", self._inbox, REQUEST.size)
-            self._inbox.clear()
-            self._begin(seq, offset, operation, since)
+        header = Header(self.route, seq, operation)
+        if operation.sends:
+            size = self.shard.shape.size_bytes
+            if not SLOTS_AT <= offset <= self._gradients.size - size:
+                raise Ended
+            self._touch(offset, size)
+            self._job = self._sent(header, self._gradients[offset : offset + size])
+        else:
+            self._job = self._pulled(header)
 
     def work(self) -> bool:
         """About one block; False where there was nothing that could be done."""
-        if self._outbox:
-            return False
         done = 0
         try:
             while self._job is not None and done < TURN_BYTES:
@@ -192,47 +223,35 @@ class Member:
             return True
         return done > 0
 
-    def flush(self) -> bool:
-        """Sends the answers of this turn; True where they do not go out."""
-        for kind, block, state in self._answers:
+    def flush(self) -> None:
+        """Gives the answers of this turn. Raises OSError."""
+        said = self._says
+        for kind, block, state in said:
             self._pack(kind, block, state)
-        self._answers.clear()
+        order()  # an answer is whole before it bears the number
+        for _, block, _ in said:
+            self._words[answer_at(block) // 8 + ANSWERED] = self._number
         if self._refusal is not None:
             self._pack_refusal(self._refusal)
+        if said or self._refusal is not None:
+            said.clear()
             self._refusal = None
-        if self._outbox:
-            with contextlib.suppress(BlockingIOError):
-                sent = self._connection.send(self._outbox)
-                del self._outbox[:sent]
-        self.busy = self._job is not None or bool(self._outbox)
-        return bool(self._outbox)
+            fence()
+            if self._desk[SLEEPS]:
+                with contextlib.suppress(BlockingIOError):  # it has not read those before this one
+                    self._connection.send(RING)
+        self.busy = self._job is not None
 
     def close(self) -> None:
         self._open = False
         self.shard.members.discard(self)
         self._connection.close()
 
-    def _begin(self, seq: int, offset: int, number: int, since: tuple[int, ...]) -> None:
-        self.busy = True
-        try:
-            operation = Operation(number)
-        except ValueError as error:
-            raise Ended from error
-        header = Header(self.route, seq, operation)
-        if operation.sends:
-            size = self.shard.shape.size_bytes
-            if not PAGE <= offset <= self._gradients.size - size:
-                raise Ended
-            self._touch(offset, size)
-            self._job = self._sent(header, self._gradients[offset : offset + size])
-        else:
-            self._job = self._pulled(header, since)
-
     def _touch(self, offset: int, size: int) -> None:
         """Maps the pages of a slot at once, the first time, rather than one fault after another."""
         if offset not in self._touched and len(self._touched) < PREPARED:
             self._touched.add(offset)
-            start = offset // PAGE * PAGE
+            start = offset // mmap.PAGESIZE * mmap.PAGESIZE
             with contextlib.suppress(OSError):  # Linux < 5.14
                 self._memory.madvise(POPULATE_READ, start, offset + size - start)
 
@@ -252,12 +271,11 @@ class Member:
             self._say(kind, block, change(header, block, own.data))
             yield stop - start
 
-    def _pulled(self, header: Header, since: tuple[int, ...]) -> Iterator[int]:
+    def _pulled(self, header: Header) -> Iterator[int]:
         held = self._admit(header)
         worker = self.route.worker
         for block in range(self.shard.shape.blocks):
-            state = held.read(worker, block)
-            self._say(STATE if since and state[0] <= since[block] else FRESH, block, state)
+            self._say(FRESH, block, held.read(worker, block))
             yield 1 << 12  # announcing is cheap: many blocks make a turn
 
     def _admit(self, header: Header) -> HeldShard:
@@ -267,7 +285,7 @@ class Member:
         return held
 
     def _say(self, kind: int, block: int, state: State) -> None:
-        self._answers.append((kind, block, state))
+        self._says.append((kind, block, state))
         if block + 1 == self.shard.shape.blocks:
             self._job = None
 
@@ -278,14 +296,13 @@ class Member:
             snapshot = self.shard.announce(block, self)
             if snapshot is not None:
                 place, stamp, version = snapshot.place, snapshot.stamp, snapshot.version
-        last = block + 1 == self.shard.shape.blocks
-        self._outbox += REPLY.pack(
-            version, incarnation, seq, stamp, block, self.processes, place, kind, last
-        )
+        line = answer_at(block)
+        ANSWER.pack_into(self._answers, line, version, incarnation, seq, stamp, place, kind)
 
     def _pack_refusal(self, refused: Refused) -> None:
         message = refused.message.encode()[:MESSAGE_BYTES]
-        self._outbox += REPLY.pack(
-            refused.reason, 0, len(message), 0, refused.block, self.processes, 0, REFUSED, 1
-        )
-        self._outbox += message
+        start = REFUSAL_AT + REFUSAL.size
+        self._answers[start : start + len(message)] = message
+        REFUSAL.pack_into(self._answers, REFUSAL_AT, refused.reason, refused.block, len(message))
+        order()
+        self._words[REFUSED] = self._number

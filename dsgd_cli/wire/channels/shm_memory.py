@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import platform
 import socket
 import struct
 import threading
@@ -19,11 +20,13 @@ from numpy.typing import NDArray
 
 from dsgd_cli.wire.channels.memory import FIXED, sealed
 from dsgd_cli.wire.channels.memory import stamps_at as stamps_at
+from dsgd_cli.wire.channels.shm_records import DESK_BYTES
 
 PAGE = mmap.PAGESIZE
 SLOTS = 2  # of gradients: one is computed while the other one is on its way
-WORDS = PAGE // 8
-KNOWN = 2 * WORDS  # views of one memory whose place is remembered
+DESKS = 256  # shm channels of one worker
+SLOTS_AT = DESKS * DESK_BYTES
+KNOWN = 2 * DESKS  # views of one memory whose place is remembered
 
 Bytes = NDArray[np.uint8]
 _UCRED = struct.Struct("=iII")  # pid, uid, gid
@@ -35,11 +38,20 @@ class Unfit(Exception):
 
 
 def fence() -> None:
-    """No load or store moves across. x86 needs none between these; others get it from a lock."""
+    """No load or store moves across: two locks make a barrier on every processor."""
     with _pause:
         pass
     with _pause:
         pass
+
+
+def _nothing() -> None:
+    """x86 keeps loads in order among themselves, and stores."""
+
+
+# The cheaper barrier: what was stored before is seen before what is stored after, and what is
+# loaded before is not newer than what is loaded after.
+order = _nothing if platform.machine() in ("x86_64", "AMD64") else fence
 
 
 def attach(fd: int, size_bytes: int) -> mmap.mmap:
@@ -74,31 +86,30 @@ def address(array: NDArray[Any]) -> int:
 
 
 class GradientMemory:
-    """A worker's gradients: a page of words, then `slots` buffers. The servers only read it.
+    """A worker's gradients: a desk for each channel, then `slots` buffers. The servers only read.
 
-    Compute into `buffers[i]`: an `Exchange` whose data lies in one goes up without a copy. A word
-    is where a channel says how far it has copied (see `shm_server`).
+    Compute into `buffers[i]`: an `Exchange` whose data lies in one goes up without a copy. A desk
+    is where a channel says what it wants and how far it has come (`shm_records`).
     """
 
     def __init__(self, size_bytes: int, slots: int = SLOTS) -> None:
         stride = -(-size_bytes // PAGE) * PAGE
-        self.size_bytes = PAGE + slots * stride
+        self.size_bytes = SLOTS_AT + slots * stride
         self.fd, self._memory = sealed("dsgd-gradients", self.size_bytes)
         self._all = as_bytes(self._memory)
         self._base = address(self._all)
-        self._words = memoryview(self._memory)[:PAGE].cast("Q")
-        self._next_word = 0
+        self._next_desk = 0
         self._known: dict[int, tuple[memoryview, int]] = {}
-        starts = [PAGE + slot * stride for slot in range(slots)]
+        starts = [SLOTS_AT + slot * stride for slot in range(slots)]
         self.buffers = [memoryview(self._memory)[at : at + size_bytes] for at in starts]
 
-    def word(self) -> tuple[int, memoryview]:
-        """(index, one word) of a channel's own."""
-        index = self._next_word
-        if index == WORDS:
-            raise Unfit(f"a worker has at most {WORDS} shm channels")
-        self._next_word += 1
-        return index, self._words[index : index + 1]
+    def desk(self) -> tuple[int, memoryview]:
+        """(index, bytes) of a channel's own."""
+        index = self._next_desk
+        if index == DESKS:
+            raise Unfit(f"a worker has at most {DESKS} shm channels")
+        self._next_desk += 1
+        return index, desk(self._memory, index)
 
     def offset(self, data: memoryview) -> int | None:
         """Where these bytes lie in the memory; None: somewhere else."""
@@ -106,8 +117,13 @@ class GradientMemory:
         if known is not None:
             return known[1]
         offset = address(np.frombuffer(data, np.uint8)) - self._base
-        if not PAGE <= offset <= self.size_bytes - data.nbytes:
+        if not SLOTS_AT <= offset <= self.size_bytes - data.nbytes:
             return None
         if len(self._known) < KNOWN:
             self._known[id(data)] = (data, offset)  # kept, so that nothing else gets its id
         return offset
+
+
+def desk(memory: mmap.mmap, index: int) -> memoryview:
+    """The bytes of a desk in a worker's memory."""
+    return memoryview(memory)[index * DESK_BYTES : (index + 1) * DESK_BYTES]

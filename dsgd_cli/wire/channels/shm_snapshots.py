@@ -17,7 +17,7 @@ import numpy as np
 
 from dsgd_cli.wire.channels.base import HeldShard, Shape
 from dsgd_cli.wire.channels.memory import sealed
-from dsgd_cli.wire.channels.shm_memory import PAGE, Bytes, as_bytes, fence
+from dsgd_cli.wire.channels.shm_memory import PAGE, Bytes, as_bytes, order
 
 if TYPE_CHECKING:
     from dsgd_cli.wire.channels.shm_member import Member
@@ -61,9 +61,9 @@ class Snapshots:
             np.copyto(place[: len(data)], np.frombuffer(data, np.uint8))
 
         self._stamps[index] += 1
-        fence()
+        order()
         version, _ = held.read(worker, block, copy)
-        fence()
+        order()
         self._stamps[index] += 1
         return Snapshot(index + 1, self._stamps[index], version)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from dsgd_cli.wire.channels import frames
 from dsgd_cli.wire.channels.base import (
+    OPERATIONS,
     Header,
     HeldShard,
     Holding,
@@ -84,10 +85,9 @@ class Session:
             raise Broken("a short opening")
         number, since_count, seq = OPENING.unpack_from(body)
         rest = body[OPENING.size :]
-        try:
-            operation = Operation(number)
-        except ValueError:
-            raise Broken(f"operation {number}") from None
+        operation = OPERATIONS.get(number)
+        if operation is None:
+            raise Broken(f"operation {number}")
         header = Header(self._route, seq, operation)
         if self._holding.admit(header) is not self._held:
             raise Refused(Reason.WRONG_EPOCH, "this channel is of another run")

@@ -33,13 +33,26 @@ from dsgd_cli.wire.channels.base import (
     Refused,
     Route,
     Shape,
+    Unavailable,
     run,
 )
 from dsgd_cli.wire.channels.choose import Wanted, open_channel
 from dsgd_cli.wire.channels.memory import ShardMemory
 from dsgd_cli.wire.channels.shm import ShmChannel
-from dsgd_cli.wire.channels.shm_memory import GradientMemory, Unfit, attach
-from dsgd_cli.wire.channels.shm_records import HELLO, MAGIC, REQUEST, WELCOME
+from dsgd_cli.wire.channels.shm_memory import SLOTS_AT, GradientMemory, Unfit, attach
+from dsgd_cli.wire.channels.shm_records import (
+    ASKED,
+    HELLO,
+    MAGIC,
+    MOST_BLOCKS,
+    REQUEST,
+    REQUEST_AT,
+    RING,
+    SERVER_SLEEPS,
+    SLEEPS,
+    WELCOME,
+)
+from dsgd_cli.wire.channels.spin import Spin
 from dsgd_cli.wire.identity import PeerUnreachable
 from tests.wire.channels import shm_roles as roles
 from tests.wire.conftest import Shard, identity
@@ -341,11 +354,9 @@ def test_who_reads_a_snapshot_sees_what_was_announced_and_who_is_late_the_newest
 
 
 def _answered(channel: ShmChannel) -> bool:
-    """Whether the server's reply lies in the socket."""
+    """Whether the server has said something about the first block."""
     assert channel._link is not None
-    with contextlib.suppress(BlockingIOError):
-        return bool(channel._link._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    return False
+    return channel._link.answer(0) is not None
 
 
 # ── slots, and a worker that does not keep the rules ───────────────────────────────────────────
@@ -425,7 +436,7 @@ def hello(world: World, ticket: bytes, memory: GradientMemory, size: int | None 
 
 def welcomed(end: socket.socket) -> bool:
     try:
-        data, fds, _, _ = socket.recv_fds(end, WELCOME.size, 1)
+        data, fds, _, _ = socket.recv_fds(end, WELCOME.size, 3)
     except ConnectionError:
         return False
     for fd in fds:
@@ -433,46 +444,129 @@ def welcomed(end: socket.socket) -> bool:
     return bool(data)
 
 
+class Rude:
+    """A worker that says what it likes: a connection by hand."""
+
+    def __init__(self, world: World) -> None:
+        self._memory = memory = GradientMemory(world.shape.size_bytes, slots=1)
+        index, self._desk = memory.desk()
+        ticket = world.ticket()
+        self.end = world.connect(ticket)
+        socket.send_fds(self.end, [hello(world, ticket.ticket, memory)], [memory.fd])
+        assert index == 0
+        assert welcomed(self.end)
+
+    def ask(self, number: int, seq: int, offset: int, operation: int) -> None:
+        REQUEST.pack_into(self._desk, 8 * REQUEST_AT, seq, offset, operation)
+        self._desk.cast("Q")[ASKED] = number
+        with contextlib.suppress(BlockingIOError):
+            self.end.send(RING)
+
+
 @pytest.mark.parametrize(
     "request_",
     [
-        (1, 0, 0, Operation.PUSH),  # the words are no gradient
-        (1, 4096 + 4, 0, Operation.PUSH),  # the end lies outside
-        (1, 1 << 63, 0, Operation.PUSH),
-        (1, 4096, 0, 9),
-        (0, 0, 3, Operation.PULL),  # versions of 3 blocks out of 4
-        (0, 0, 0xFFFFFFFF, Operation.PULL),
+        (1, 0, Operation.PUSH),  # a desk is no gradient
+        (1, SLOTS_AT - 4, Operation.PUSH),
+        (1, SLOTS_AT + 4, Operation.PUSH),  # the end lies outside
+        (1, 1 << 63, Operation.PUSH),
+        (1, SLOTS_AT, 9),
+        (1, SLOTS_AT, 1 << 63),
     ],
 )
 def test_a_request_that_cannot_be_ends_the_connection(
-    world: World, request_: tuple[int, ...]
+    new_world: Callable[..., World], request_: tuple[int, ...]
 ) -> None:
-    memory = GradientMemory(world.shape.size_bytes, slots=1)
-    ticket = world.ticket()
-    with world.connect(ticket) as end:
-        socket.send_fds(end, [hello(world, ticket.ticket, memory)], [memory.fd])
-        assert welcomed(end)
-        end.sendall(REQUEST.pack(*request_))
+    world = new_world(ELEMENTS, BLOCK)  # the slot is as large as the shard: whole pages
+    rude = Rude(world)
+    with rude.end as end, contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        rude.ask(1, *request_)  # may be too late to ring
         assert end.recv(1) == b""
+    until(lambda: not world.carrier._loop._members, "it is still there")
     assert (world.values() == 0).all()
     push(world.channel(), 1, world.vector(-1))  # the server lives on
     assert (world.values() == 1).all()
 
 
-def test_a_request_during_an_exchange_ends_the_connection(
+def test_a_request_that_changes_during_an_exchange_changes_nothing_of_it(
     new_world: Callable[..., World],
 ) -> None:
     world = new_world(1 << 22, 1 << 16)
-    memory = GradientMemory(world.shape.size_bytes, slots=1)
-    ticket = world.ticket()
-    with world.connect(ticket) as end:
-        socket.send_fds(end, [hello(world, ticket.ticket, memory)], [memory.fd])
-        assert welcomed(end)
-        request = REQUEST.pack(1, 4096, 0, Operation.PUSH)
-        end.sendall(request + request)
-        while end.recv(1 << 16):
-            pass
-    assert not world.carrier._loop._members
+    rude = Rude(world)
+    with rude.end:
+        rude.ask(1, 1, SLOTS_AT, Operation.PUSH)
+        until(lambda: world.held.shard.version(0) == 1, "no push")
+        rude.ask(2, 2, SLOTS_AT, Operation.PUSH)
+        until(lambda: world.held.shard.version(63) == 2, "no second push")
+    assert {world.held.shard.version(block) for block in range(64)} == {2}
+    until(lambda: not world.carrier._loop._members, "it is still there")
+
+
+def test_bells_that_nobody_reads_stop_nobody(world: World) -> None:
+    """A worker that rings without end and asks for nothing, and one that never reads its own."""
+    rude = Rude(world)
+    with rude.end as end:
+        end.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(10_000):
+                end.send(RING)
+        rude._desk.cast("Q")[SLEEPS] = 1
+        for number in range(1, 2000):
+            rude.ask(number, number, SLOTS_AT, Operation.PUSH)
+            until(lambda n=number: world.held.shard.version(3) == n, "no push")  # type: ignore[misc]
+    push(world.channel(1), 1, world.vector(-1))
+
+
+def test_whoever_sleeps_is_woken(new_world: Callable[..., World]) -> None:
+    """With neither end polling, and with pauses in which both fall asleep."""
+    world = new_world()
+    channel = world.channel(spin=Spin(0))
+    channel.connect()
+    into = world.vector()
+    for seq in range(1, 40):
+        if seq % 4 == 0:
+            until(lambda: bool(_words(channel)[SERVER_SLEEPS]), "the server does not sleep")
+        began = time.monotonic()
+        push(channel, seq, world.vector(-1), into)
+        assert time.monotonic() - began < shm_link.SLEEP_S / 2, "it was not woken, it woke up"
+    assert (into == 39).all()
+
+
+def _words(channel: ShmChannel) -> memoryview:
+    assert channel._link is not None
+    return channel._link._words
+
+
+def test_a_lost_wake_up_costs_a_moment_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shm_loop, "IDLE_S", 60.0)
+    channel = world.channel(spin=Spin(0))
+    push(channel, 1, world.vector(-1))
+    ring = shm_link.Link._ring
+    rings = 0
+
+    def lose_the_first(link: shm_link.Link) -> None:
+        nonlocal rings
+        rings += 1
+        if rings > 1:
+            ring(link)
+
+    monkeypatch.setattr(shm_link.Link, "_ring", lose_the_first)
+    for seq in range(2, 50):  # now and then it looks once more after it has said that it sleeps
+        until(lambda: bool(_words(channel)[SERVER_SLEEPS]), "the server does not sleep")
+        rings = 0
+        push(channel, seq, world.vector(-1))
+        assert (world.values() == seq).all()
+        if rings > 1:
+            return
+    raise AssertionError("no wake-up was lost")
+
+
+def test_a_shard_of_too_many_blocks_is_left_to_others(world: World) -> None:
+    route = Route(roles.CLUSTER, 1, 0, 0, 1)
+    shape = Shape(64 * (MOST_BLOCKS + 1), 64)
+    channel = ShmChannel(None, "here", route, shape, ask=world.ticket)
+    with pytest.raises(Unavailable, match="blocks"):
+        channel.connect()
 
 
 # ── who gets in ────────────────────────────────────────────────────────────────────────────────
