@@ -1,4 +1,4 @@
-"""Frames on a TCP socket: a head of 8 bytes (length, kind), then the body.
+"""Frames on a TCP socket: a head of 8 bytes (length, kind, crowd), then the body.
 
 Sealed, a body is AES-128-GCM ciphertext and tag. The head is associated data; the nonce is the
 number of the frame in its direction, and each direction of each connection has a key of its own, so
@@ -29,7 +29,7 @@ MAGIC = b"dsgd"
 TICKET_BYTES = 16
 KEY_BYTES = 16
 TAG_BYTES = 16
-HEAD = struct.Struct("<IB3x")  # bytes of the body as sent, kind
+HEAD = struct.Struct("<IBBxx")  # bytes of the body as sent, kind, crowd
 OPENING = struct.Struct("<BxxxIQ")  # EXCHANGE: operation, blocks in `since`, seq
 STATE = struct.Struct("<QQQ")  # DONE, for each block: version, applied (incarnation, seq)
 REFUSAL = struct.Struct("<II")  # REFUSED: reason, block; then the message
@@ -102,6 +102,7 @@ class Seal:
     def __init__(self, key: bytes | None) -> None:
         self._gcm = None
         self.extra = 0  # bytes that a sealed body is longer
+        self.crowd = 0  # workers on the server's host, if it is the server that seals; 255 at most
         if key is not None:
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -117,7 +118,7 @@ class Seal:
         """Writes the frame to the front of `out`; returns its length."""
         size = len(body) + self.extra
         stop = HEAD.size + size
-        head = HEAD.pack(size, kind)
+        head = HEAD.pack(size, kind, self.crowd)
         out[: HEAD.size] = head
         if self._gcm is None:
             out[HEAD.size : stop] = body
@@ -158,6 +159,7 @@ class Reader:
         self._want = HEAD.size
         self._sized = False  # whether the head is here, so that `_want` is exact
         self.moved = False  # whether the last `fill` received anything
+        self.crowd = 0  # what the newest head says
 
     @property
     def begun(self) -> bool:
@@ -212,7 +214,7 @@ class Reader:
         return kind, body
 
     def _measure(self) -> None:
-        size, kind = HEAD.unpack_from(self._buffer)
+        size, kind, self.crowd = HEAD.unpack_from(self._buffer)
         if not self._seal.extra <= size <= self._max_body:
             raise Broken(f"a frame of {size} bytes, {self._max_body} at most")
         try:
@@ -232,6 +234,11 @@ def aligned(size: int) -> mmap.mmap:
     return mmap.mmap(-1, size)
 
 
+def is_near(end: socket.socket) -> bool:
+    """Whether both ends are on one host."""
+    return bool(end.getpeername()[0] == end.getsockname()[0])
+
+
 def tune(end: socket.socket, shape: Shape) -> None:
     """For frames that wait for their answers: no delay. On one host, for a long stream: no more
     on its way than a cache holds.
@@ -241,8 +248,7 @@ def tune(end: socket.socket, shape: Shape) -> None:
     quarter less CPU time. A single frame of 1 MiB costs a quarter more, in wake-ups.
     """
     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    near = end.getpeername()[0] == end.getsockname()[0]
-    if near and shape.size_bytes >= STREAM_BYTES:
+    if is_near(end) and shape.size_bytes >= STREAM_BYTES:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NEAR_BUFFER_BYTES)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NEAR_BUFFER_BYTES)
 

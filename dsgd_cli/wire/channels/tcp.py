@@ -240,7 +240,7 @@ class TcpChannel:
         assert self._exchange.data is not None
         data = self._exchange.data[start:stop]
         if link.up.plain:
-            self._out[: HEAD.size] = HEAD.pack(len(data), Kind.DATA)
+            self._out[: HEAD.size] = HEAD.pack(len(data), Kind.DATA, 0)
             self._unsent += [self._out[: HEAD.size], data]
         else:
             self._unsent.append(self._out[: link.up.close(Kind.DATA, data, self._out)])
@@ -252,6 +252,8 @@ class TcpChannel:
             assert self._exchange.into is not None
             into = self._exchange.into[start:stop]
         kind, body = link.reader.frame(self._plain, into)
+        if link.near:
+            self.spin.processes = 1 + link.reader.crowd
         if kind is Kind.DATA and into is not None and len(body) == len(into):
             self._to_come.pop()
         elif kind is Kind.PICK and self._exchange.since:
@@ -380,6 +382,7 @@ class _Link:
         self.up = Seal(ticket.key_up)
         down = Seal(ticket.key_down)
         frames.tune(end, shape)
+        self.near = frames.is_near(end)
         hello = memoryview(bytearray(HEAD.size + frames.TAG_BYTES))
         self.up.close(Kind.HELLO, b"", hello)
         end.sendall(frames.MAGIC + ticket.ticket + hello)

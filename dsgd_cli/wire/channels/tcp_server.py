@@ -156,7 +156,7 @@ class TcpCarrier:
         """A connection whose hello opens with the ticket's key. Raises Broken."""
         up, down = Seal(ticket.key_up), Seal(ticket.key_down)
         head, body = hello[: HEAD.size], hello[HEAD.size :]
-        if HEAD.unpack(head) != (frames.TAG_BYTES, Kind.HELLO):
+        if HEAD.unpack(head)[:2] != (frames.TAG_BYTES, Kind.HELLO):
             raise Broken("no hello")
         up.open(head, memoryview(body), memoryview(bytearray()))
         ready = memoryview(bytearray(HEAD.size + frames.TAG_BYTES))
@@ -270,6 +270,7 @@ class _Door:
         if not connection.own_thread:
             self._small[guest.number] = connection
             self._poll.register(guest.number, select.EPOLLIN)
+            self._count()
 
     def _forget(self, guest: _Guest) -> None:
         del self._guests[guest.number]
@@ -298,6 +299,14 @@ class _Door:
         with contextlib.suppress(OSError, ValueError):
             self._poll.unregister(number)
         self._carrier.forget(connection)
+        self._count()
+
+    def _count(self) -> None:
+        """How many processes of this host take part, for whoever thinks of polling."""
+        near = [each for each in self._small.values() if each.near]
+        self._spin.processes = 1 + len(near)
+        for connection in near:
+            connection.say_crowd(len(near))
 
     def _sweep(self, now: float) -> None:
         for guest in [each for each in self._guests.values() if each.until < now]:
@@ -356,6 +365,7 @@ class _Connection:
     ) -> None:
         self.route = ticket.route
         self.own_thread = own_thread
+        self.near = frames.is_near(end)
         self.wanted = int(select.EPOLLIN)
         self._end = end
         self._session = session
@@ -374,6 +384,10 @@ class _Connection:
             limit = struct.pack("ll", int(FRAME_S), 0)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+
+    def say_crowd(self, workers: int) -> None:
+        """From now on tells the worker how many of them there are on this host."""
+        self._session.down.crowd = min(workers, 0xFF)
 
     def hang_up(self) -> None:
         """From any thread: the thread that serves it sees the end."""

@@ -35,7 +35,7 @@ class Session:
         self._route = route
         self._held = held
         self._shape = shape = held.shape
-        self._down = down
+        self.down = down
         self._inline = frames.is_inline(shape)
         self._runs = frames.runs(shape, range(shape.blocks))
         self._done = memoryview(bytearray(STATE.size * shape.blocks + self._inline_bytes()))
@@ -64,6 +64,13 @@ class Session:
 
     def take(self, kind: Kind, body: memoryview) -> Iterator[memoryview]:
         """Answers a frame; each item must have been sent before the next is asked for."""
+        if self._inline and kind is Kind.EXCHANGE:
+            header, rest, since_count = self._opening(body)
+            if header.operation.sends or not since_count:
+                return iter((self._all_at_once(header, rest),))
+        return self._taken(kind, body)
+
+    def _taken(self, kind: Kind, body: memoryview) -> Iterator[memoryview]:
         try:
             if kind is Kind.EXCHANGE:
                 yield from self._opened(body)
@@ -71,42 +78,62 @@ class Session:
                 raise Broken(f"{kind.name} from a worker")
             elif self._header is not None:
                 yield from self._values(self._header, body)
-        except Refused as refused:  # nothing is sealed yet: a number once used must be sent
-            self._header = None
-            self._put(Kind.REFUSED, frames.refusal_body(refused))
-        if self._used:
-            yield self._flush()
+        except Refused as refused:
+            yield self._refusal(refused)
+        else:
+            if self._used:
+                yield self._flush()
+
+    def _refusal(self, refused: Refused) -> memoryview:
+        """Ends the exchange. What is sealed already goes out with it: its number is used."""
+        self._header = None
+        self._put(Kind.REFUSED, frames.refusal_body(refused))
+        return self._flush()
 
     # ── the opening frame ──
 
-    def _opened(self, body: memoryview) -> Iterator[memoryview]:
+    def _opening(self, body: memoryview) -> tuple[Header, memoryview, int]:
+        """(header, what follows it, versions in that)."""
         self._header = None
         if len(body) < OPENING.size:
             raise Broken("a short opening")
         number, since_count, seq = OPENING.unpack_from(body)
-        rest = body[OPENING.size :]
         operation = OPERATIONS.get(number)
         if operation is None:
             raise Broken(f"operation {number}")
-        header = Header(self._route, seq, operation)
+        return Header(self._route, seq, operation), body[OPENING.size :], since_count
+
+    def _admit(self, header: Header) -> None:
         if self._holding.admit(header) is not self._held:
             raise Refused(Reason.WRONG_EPOCH, "this channel is of another run")
-        if not operation.sends:
-            yield from self._pulled(rest, since_count)
-        elif not self._inline:
-            if len(rest):
-                raise Broken("values in the opening of a large shard")
-            self._header, self._next_run = header, 0
-        else:
-            self._all_at_once(header, rest)
 
-    def _all_at_once(self, header: Header, values: memoryview) -> None:
-        if len(values) != self._shape.size_bytes:
+    def _opened(self, body: memoryview) -> Iterator[memoryview]:
+        header, rest, since_count = self._opening(body)
+        self._admit(header)
+        if not header.operation.sends:
+            yield from self._pulled(rest, since_count)
+        elif len(rest):
+            raise Broken("values in the opening of a large shard")
+        else:
+            self._header, self._next_run = header, 0
+
+    def _all_at_once(self, header: Header, values: memoryview) -> memoryview:
+        """The whole exchange of a small shard."""
+        operation, blocks = header.operation, self._shape.blocks
+        if len(values) != (self._shape.size_bytes if operation.sends else 0):
             raise Broken("an opening of another length")
-        at = STATE.size * self._shape.blocks
-        fresh = self._done[at:] if header.operation.fetches else None
-        self._apply(header, (0, self._shape.blocks), values, fresh)
-        self._put(Kind.DONE, self._done if fresh is not None else self._done[:at])
+        at = STATE.size * blocks
+        fresh = self._done[at:] if operation.fetches else None
+        try:
+            self._admit(header)
+            if operation.sends:
+                self._apply(header, (0, blocks), values, fresh)
+            else:
+                self._gather((0, blocks), self._done[at:])
+            self._put(Kind.DONE, self._done if operation.fetches else self._done[:at])
+        except Refused as refused:
+            return self._refusal(refused)
+        return self._flush()
 
     # ── values that come ──
 
@@ -153,10 +180,6 @@ class Session:
         if since_count and since_count != blocks:
             raise Refused(Reason.WRONG_SIZE, f"{since_count} versions for {blocks}")
         at = STATE.size * blocks
-        if self._inline and not since_count:
-            self._gather((0, blocks), self._done[at:])
-            self._put(Kind.DONE, self._done)
-            return
         runs = self._runs
         if since_count:
             picked = self._newer(struct.unpack(f"<{since_count}Q", rest))
@@ -203,7 +226,7 @@ class Session:
         self._put(Kind.DATA, values)
 
     def _put(self, kind: Kind, body: bytes | memoryview) -> None:
-        self._used += self._down.close(kind, body, self._out[self._used :])
+        self._used += self.down.close(kind, body, self._out[self._used :])
 
     def _flush(self) -> memoryview:
         used, self._used = self._used, 0

@@ -352,7 +352,7 @@ def test_a_length_out_of_bounds_is_refused_before_a_byte_is_awaited(
     at: Shard, client: Callable[..., Client], length: int
 ) -> None:
     victim = client()
-    victim.end.sendall(HEAD.pack(length, Kind.EXCHANGE))
+    victim.end.sendall(HEAD.pack(length, Kind.EXCHANGE, 0))
     assert victim.is_shut()
     assert applied(at) == NOTHING
 
