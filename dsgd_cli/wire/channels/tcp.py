@@ -112,12 +112,17 @@ class TcpChannel:
         self._again()
 
     def advance(self) -> bool:
+        if self._inline and not self._unsent:  # a look at the socket would be in vain
+            self._wait()
         while (done := self.turn()) is None:
-            link = self._link
-            if link is not None:
-                poll = link.both if self._unsent else link.readable
-                self.spin.wait(partial(poll.poll, 0), partial(poll.poll, LOOK_S * 1000))
+            self._wait()
         return done
+
+    def _wait(self) -> None:
+        link = self._link
+        if link is not None:
+            poll = link.both if self._unsent else link.readable
+            self.spin.wait(partial(poll.poll, 0), partial(poll.poll, LOOK_S * 1000))
 
     def turn(self) -> bool | None:
         try:
