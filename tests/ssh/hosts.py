@@ -317,6 +317,13 @@ class Host:
     def heal(self, address: str) -> None:
         self.exec("ip", "route", "del", "blackhole", f"{address}/32")
 
+    def filter_port(self, port: int) -> None:
+        """A firewall: whoever connects to this TCP port hears nothing, not even a refusal."""
+        self.exec("ip", "rule", "add", "ipproto", "tcp", "sport", str(port), "blackhole")
+
+    def open_port(self, port: int) -> None:
+        self.exec("ip", "rule", "del", "ipproto", "tcp", "sport", str(port), "blackhole")
+
     def authorize(self, key: KeyPair) -> None:
         """Lets one more client key in."""
         with Path(f"{self.root}/root/.ssh/authorized_keys").open("a") as file:

@@ -129,6 +129,31 @@ def test_processes_are_spread_and_addressed_as_the_hosts_are_reached(
     assert (down.code, down.lines[-1]["stopped"], down.lines[-1]["left"]) == (0, 7, [])
 
 
+def test_where_a_firewall_filters_tcp_the_run_goes_on_over_grpc_and_says_so(
+    user: User, hosts: Hosts
+) -> None:
+    a, b = hosts
+    text = CLUSTER.replace("servers: 2", f"servers: {{count: 1, on: [{b.address}]}}")
+    write(user, hosts, text.replace("workers: 4", f"workers: {{count: 2, on: [{a.address}]}}"))
+    up = user.dsgd("up", "--json")
+    assert up.code == 0, up.err
+    where = {row[0]: row[3] for row in up.lines[-1]["table"]}
+    rpc = where["server/0"].rpartition(":")[2]
+    ports = {name.rpartition(":")[2] for name in b.listening() if name.startswith("tcp")} - {rpc}
+    assert ports, "no port but gRPC's"
+    for port in ports:
+        b.filter_port(int(port))
+    try:
+        train = user.dsgd("train", "--json", timeout_s=120)
+    finally:
+        for port in ports:
+            b.open_port(int(port))
+    assert train.code == 0, train.err
+    assert train.summary["value"] >= 0.97
+    said = "server/0: no tcp channel: the port does not answer within 3 s (is it filtered"
+    assert train.err.count(said) == 2, train.err  # each worker's
+
+
 def test_another_laptop_with_only_the_file_takes_it_down(
     user: User, hosts: Hosts, tmp_path: Path
 ) -> None:
