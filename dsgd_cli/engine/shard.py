@@ -106,9 +106,11 @@ _in_order: Callable[[], None] = (
 
 
 def all_finite(vector: NDArray[Any]) -> bool:
-    """Whether a flat vector has neither NaN nor infinity."""
-    with np.errstate(all="ignore"):
-        return _all_finite(vector)
+    """Whether a flat vector has neither NaN nor infinity. numpy may warn of overflow in it.
+
+    One pass of BLAS; a square of finite numbers may overflow, so a bad answer is looked into.
+    """
+    return math.isfinite(vector.dot(vector)) or bool(np.isfinite(vector).all())
 
 
 class Shard:
@@ -191,7 +193,7 @@ class Shard:
             if self._frozen:
                 raise Frozen("the shard is frozen")
             self._check_array(block, values)
-            if not all_finite(values):
+            if not self._own.quiet.run(all_finite, values):
                 raise _not_finite(block, values)
             self._stamps[block] += 1
             _in_order()
@@ -252,7 +254,7 @@ class Shard:
         return True
 
     def _update_block(self, block: int, gradient: NDArray[Any]) -> None:
-        if not _all_finite(gradient):
+        if not all_finite(gradient):
             raise _not_finite(block, gradient)
         version = self._version[block] + 1
         data, slots, scratch = self._data[block], self._slots[block], self._own.scratch
@@ -284,11 +286,6 @@ class Shard:
                 f"block {block} holds {shape[0]} elements of {self._dtype}, "
                 f"got {array.dtype} of shape {array.shape}"
             )
-
-
-def _all_finite(vector: NDArray[Any]) -> bool:
-    # One pass of BLAS; a square of finite numbers may overflow, so a bad answer is looked into.
-    return math.isfinite(vector.dot(vector)) or bool(np.isfinite(vector).all())
 
 
 def _not_finite(block: int, vector: NDArray[Any]) -> NotFinite:
