@@ -138,8 +138,8 @@ def test_where_a_firewall_filters_tcp_the_run_goes_on_over_grpc_and_says_so(
     up = user.dsgd("up", "--json")
     assert up.code == 0, up.err
     where = {row[0]: row[3] for row in up.lines[-1]["table"]}
-    rpc = where["server/0"].rpartition(":")[2]
-    ports = {name.rpartition(":")[2] for name in b.listening() if name.startswith("tcp")} - {rpc}
+    grpc = {where[process].rpartition(":")[2] for process in ("server/0", "coordinator/0")}
+    ports = {name.rpartition(":")[2] for name in b.listening() if name.startswith("tcp")} - grpc
     assert ports, "no port but gRPC's"
     for port in ports:
         b.filter_port(int(port))
@@ -151,7 +151,7 @@ def test_where_a_firewall_filters_tcp_the_run_goes_on_over_grpc_and_says_so(
     assert train.code == 0, train.err
     assert train.summary["value"] >= 0.97
     said = "server/0: no tcp channel: the port does not answer within 3 s (is it filtered"
-    assert train.err.count(said) == 2, train.err  # each worker's
+    assert train.out.count(said) == 2, train.out  # each worker's
 
 
 def test_another_laptop_with_only_the_file_takes_it_down(
