@@ -7,14 +7,12 @@ options without numpy. Bounds are only here: the factories trust what passed.
 
 # No `from __future__ import annotations`: pydantic would compile each annotation once more.
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from dsgd_cli.contract.mistakes import mistake, show
-
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Whole = Annotated[int, Field(strict=True)]
+from dsgd_cli.contract.values import FROZEN, Every, Number, Whole, Work, chosen
 
 
 def _column(value: object) -> object:
@@ -32,7 +30,7 @@ def _one_character(text: str) -> str:
 class Options(BaseModel):
     """Base of all option models: frozen, nothing unknown."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = FROZEN
 
 
 class Softmax(Options):
@@ -54,13 +52,99 @@ class Digits(Options):
     """The UCI handwritten digits that come with dsgd: 1,797 images of 8x8."""
 
 
-class Sgd(Options):
+# ── optimizers ─────────────────────────────────────────────────────────────────────────────────
+
+
+class Constant(Options):
+    """The learning rate stays what it is."""
+
+
+class Step(Options):
+    """The learning rate is multiplied by a factor, again and again."""
+
+    every: Work = Field(
+        default="10 epochs", validate_default=True, description="how often: `10 epochs`"
+    )
+    factor: Number = Field(default=0.1, gt=0, le=1, description="what it is multiplied by")
+
+
+class Cosine(Options):
+    """The learning rate falls along half a cosine (Loshchilov and Hutter, 2017)."""
+
+    over: Work = Field(
+        default="100 epochs", validate_default=True, description="until when it falls"
+    )
+    floor: Number = Field(default=0.0, ge=0, le=1, description="the part of it that is left then")
+
+
+class Plateau(Options):
+    """When a held-out metric stops improving."""
+
+    patience: Whole = Field(
+        default=3, ge=1, le=1_000_000, description="so many evaluations in a row without a new best"
+    )
+    min_delta: Number = Field(default=0.0, ge=0, description="a smaller improvement is none")
+    metric: Literal["accuracy", "loss"] | None = Field(
+        default=None, description="which one; default: `accuracy` where there is one"
+    )
+
+
+class PlateauDecay(Plateau):
+    """The learning rate is multiplied by a factor when a held-out metric stops improving."""
+
+    factor: Number = Field(default=0.1, gt=0, le=1, description="what it is multiplied by")
+
+
+DECAYS: dict[str, type[BaseModel]] = {
+    "constant": Constant,
+    "step": Step,
+    "cosine": Cosine,
+    "plateau": PlateauDecay,
+}
+
+
+class Decay(Options):
+    """How the learning rate falls."""
+
+    name: Literal["constant", "step", "cosine", "plateau"] = Field(
+        default="constant", description="which schedule"
+    )
+    options: dict[str, Any] = Field(default={}, description="its options")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long(cls, value: object) -> object:
+        return chosen(DECAYS, value, "decay")
+
+
+class Rule(Options):
+    """What every optimizer can do besides."""
+
+    decay: Decay = Field(
+        default="constant",
+        validate_default=True,
+        description="`constant`, `{step: {every: 10 epochs, factor: 0.1}}`,"
+        " `{cosine: {over: 50 epochs}}`, `{plateau: {factor: 0.1, patience: 3}}`",
+    )
+    warm_up: Work | None = Field(
+        default=None, description="the learning rate rises from 0 for so long: `5 epochs`"
+    )
+    l2: Number = Field(default=0.0, ge=0, description="l2 × weights is added to each gradient")
+    clip_norm: Annotated[Number, Field(gt=0)] | None = Field(
+        default=None, description="a gradient of a larger norm, over all shards, is scaled to it"
+    )
+
+
+COMMON = tuple(Rule.model_fields)  # options of every optimizer, which no factory takes
+
+
+class Sgd(Rule):
     """w -= learning_rate * g"""
 
     learning_rate: Number = Field(default=0.01, gt=0, description="step size")
 
 
-class Momentum(Options):
+class Momentum(Rule):
     """Gradient descent with momentum, on request Nesterov's."""
 
     learning_rate: Number = Field(default=0.01, gt=0, description="step size")
@@ -70,7 +154,7 @@ class Momentum(Options):
     nesterov: bool = Field(default=False, strict=True, description="look ahead along the last step")
 
 
-class Adagrad(Options):
+class Adagrad(Rule):
     """Step sizes per parameter, from the sum of the squared gradients."""
 
     learning_rate: Number = Field(default=0.05, gt=0, description="step size")
@@ -78,13 +162,16 @@ class Adagrad(Options):
     epsilon: Number = Field(default=1e-7, ge=0, description="added to the root of the sum")
 
 
-class Adam(Options):
+class Adam(Rule):
     """Step sizes per parameter, from running means of the gradients and their squares."""
 
     learning_rate: Number = Field(default=1e-3, gt=0, description="step size")
     beta1: Number = Field(default=0.9, ge=0, lt=1, description="decay of the mean")
     beta2: Number = Field(default=0.999, ge=0, lt=1, description="decay of the mean square")
     epsilon: Number = Field(default=1e-8, gt=0, description="added to the root of the mean square")
+
+
+# ── readers ────────────────────────────────────────────────────────────────────────────────────
 
 
 class Npz(Options):
@@ -107,19 +194,100 @@ class Csv(Options):
     test_fraction: Number = Field(default=0.2, gt=0, lt=1, description="part that is held out")
 
 
-class Downpour(BaseModel):
+# ── algorithms ─────────────────────────────────────────────────────────────────────────────────
+
+
+class WarmStart(Options):
+    """One worker begins; the others follow."""
+
+    until: Every = Field(
+        default="1 epoch", validate_default=True, description="how long one worker trains alone"
+    )
+    then_add_every: Every = Field(
+        default="10s", validate_default=True, description="when each of the others follows"
+    )
+
+
+PushEvery = Annotated[Whole, Field(ge=1, le=1_000_000)]
+
+
+class Downpour(Options):
     """Asynchronous: each worker pushes and fetches at its own pace."""
 
-    model_config = Options.model_config
-
     name: Literal["downpour"] = Field(default="downpour", description="the algorithm")
-    push_every: Whole = Field(default=1, ge=1, le=1_000_000, description="steps between pushes")
-    fetch_every: Whole = Field(default=1, ge=1, le=1_000_000, description="steps between fetches")
+    push_every: PushEvery = Field(default=1, description="steps between pushes")
+    fetch_every: PushEvery = Field(default=1, description="steps between fetches")
     overlap: bool = Field(
         default=True,
         strict=True,
         description="compute the next gradient while a push and a fetch are under way",
     )
+    reduce: Literal["sum", "mean"] = Field(
+        default="sum", description="what is pushed of the gradients since the last push"
+    )
+    local_learning_rate: Annotated[Number, Field(ge=0)] | None = Field(
+        default=None,
+        description="of the worker's own steps between fetches, 0: none; default: the learning rate"
+        " of `sgd`, none with the others",
+    )
+    max_staleness: Annotated[Whole, Field(ge=0, le=10**9)] | None = Field(
+        default=None,
+        description="a push is dropped if others have pushed more often since its fetch",
+    )
+    damping: Literal["none", "inverse", "relative"] = Field(
+        default="none",
+        description="the learning rate of a push that comes after τ others: divided by τ"
+        " (`inverse`), or by how much τ is above its mean (`relative`)",
+    )
+    warm_start: WarmStart | None = Field(
+        default=None, description="`{until: 1 epoch, then_add_every: 10s}`: begin with one worker"
+    )
+
+
+class Synchronous(Options):
+    """All workers compute one step together, from the same parameters."""
+
+    name: Literal["synchronous"] = Field(default="synchronous", description="the algorithm")
+    backup_workers: Annotated[Whole, Field(ge=0, le=10_000)] = Field(
+        default=0, description="a step does not wait for the slowest so many"
+    )
+
+
+class StaleSynchronous(Options):
+    """Asynchronous, but no worker is further ahead of the slowest than a bound."""
+
+    name: Literal["stale_synchronous"] = Field(
+        default="stale_synchronous", description="the algorithm"
+    )
+    bound: Annotated[Whole, Field(ge=0, le=1_000_000)] = Field(
+        default=3, description="clocks that a worker may be ahead of the slowest"
+    )
+    push_every: PushEvery = Field(default=1, description="steps in a clock, which ends with a push")
+
+
+class Sandblaster(Options):
+    """Batch methods with line search: each step is of all examples, spread over the workers."""
+
+    name: Literal["sandblaster"] = Field(default="sandblaster", description="the algorithm")
+    method: Literal["lbfgs", "conjugate_gradient", "gradient_descent"] = Field(
+        default="lbfgs", description="how directions are found"
+    )
+    memory: Annotated[Whole, Field(ge=1, le=100)] = Field(
+        default=10, description="steps that `lbfgs` remembers"
+    )
+    portions: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
+        default=20, description="of a worker's share: what is handed out at a time"
+    )
+    rows: Annotated[Whole, Field(ge=1, le=2**24)] = Field(
+        default=1024, description="examples that a worker computes at a time"
+    )
+    tolerance: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        default=1e-5, description="the end when no gradient is larger than this"
+    )
+    l2: Number = Field(default=0.0, ge=0, description="the loss has l2 / 2 × weights²")
+
+
+# ── channels ───────────────────────────────────────────────────────────────────────────────────
 
 
 class Auto(Options):
@@ -161,5 +329,10 @@ OPTIMIZERS: dict[str, type[BaseModel]] = {
     "adagrad": Adagrad,
     "adam": Adam,
 }
-ALGORITHMS: dict[str, type[BaseModel]] = {"downpour": Downpour}
+ALGORITHMS: dict[str, type[BaseModel]] = {
+    "downpour": Downpour,
+    "synchronous": Synchronous,
+    "stale_synchronous": StaleSynchronous,
+    "sandblaster": Sandblaster,
+}
 CHANNELS: dict[str, type[BaseModel]] = {"auto": Auto, "shm": Shm, "tcp": Tcp, "grpc": Grpc}

@@ -18,22 +18,19 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
-    ValidationError,
     model_validator,
 )
 from pydantic_core import core_schema
 
 from dsgd_cli.contract import names
-from dsgd_cli.contract.durations import format_duration, parse_duration, parse_every
+from dsgd_cli.contract.durations import format_duration, parse_duration
 from dsgd_cli.contract.mistakes import (
     MAX_MISTAKES,
     Mistake,
     did_you_mean,
-    explain,
     mistake,
     mistakes,
     show,
@@ -46,8 +43,21 @@ from dsgd_cli.contract.options import (
     OPTIMIZERS,
     READERS,
     Downpour,
+    Plateau,
+    Sandblaster,
+    StaleSynchronous,
+    Synchronous,
+)
+from dsgd_cli.contract.values import (
+    FROZEN,
+    Every,
     Number,
+    Table,
     Whole,
+    checked,
+    choice,
+    chosen,
+    known,
 )
 
 MAX_SERVERS = 1_000
@@ -56,6 +66,7 @@ MAX_HOSTS = 10_000
 MAX_PATTERNS = 100
 DAY_S = 86_400.0
 DEFAULT_MAX_EPOCHS = 100
+DEFAULT_BATCH_SIZE = 32
 
 ADDRESS = re.compile(
     r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:.]{2,45}(%[A-Za-z0-9_]{1,15})?"
@@ -173,7 +184,7 @@ Port = Annotated[int, Field(strict=True, ge=1, le=65_535)]
 class Tree(BaseModel):
     """Base of the tree's nodes: frozen, nothing unknown."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = FROZEN
 
 
 class Host(Tree):
@@ -320,45 +331,6 @@ class Workers(Tree):
 
 # ── training ───────────────────────────────────────────────────────────────────────────────────
 
-Table = Mapping[str, type[BaseModel]]
-
-
-def _checked(table: Table, name: str, options: object, at: tuple[str, ...]) -> dict[str, Any]:
-    """The options of a built-in, complete with defaults; mistakes are reported at `at`."""
-    model = table[name]
-    if options is None:
-        options = {}
-    if not isinstance(options, Mapping):
-        raise mistake(f"expected options, found {show(options)}", "write {option: value}", at)
-    try:
-        return model.model_validate(dict(options)).model_dump(mode="json")
-    except ValidationError as error:
-        raise mistakes(m._replace(path=at + m.path) for m in explain(model, error)) from None
-
-
-def _known(table: Table, name: object, what: str, path: tuple[str, ...], *, key: bool) -> str:
-    if not isinstance(name, str) or name not in table:
-        raise mistake(f"unknown {what} {show(name)}", did_you_mean(str(name), table), path, key=key)
-    return name
-
-
-def _only_key(value: Mapping[str, object], what: str) -> str:
-    if len(value) != 1:
-        found = ", ".join(show(key) for key in value) or "nothing"
-        raise mistake(f"expected one {what}, found {found}", f"name a single {what}")
-    return next(iter(value))
-
-
-def _choice(table: Table, value: object, what: str) -> tuple[str, dict[str, Any]]:
-    """`adagrad` or `{adagrad: {…}}` -> its name and all of its options."""
-    if isinstance(value, str):
-        return _known(table, value, what, (), key=False), _checked(table, value, {}, ())
-    if isinstance(value, Mapping):
-        name = _known(table, _only_key(value, what), what, (str(next(iter(value))),), key=True)
-        return name, _checked(table, name, value[name], (name,))
-    first = next(iter(table))
-    raise mistake(f"expected a {what}, found {show(value)}", f"write {first} or {{{first}: {{}}}}")
-
 
 def _reference(text: str, table: Table, suffixes: tuple[str, ...], what: str) -> dict[str, Any]:
     """A string that names a built-in, a file or a module -> the long form without options."""
@@ -403,10 +375,10 @@ def _long_ref(value: Mapping[str, object], table: Table, readers: Table, what: s
     if kind in ("file", "module") and value.get("options"):
         raise mistake(f"a {what} of your own takes no options", "remove them", ("options",))
     if kind == "builtin":
-        known = _known(table, name, what, ("name",), key=False)
-        return {**ref, "options": _checked(table, known, value.get("options"), ("options",))}
+        name = known(table, name, what, ("name",), key=False)
+        return {**ref, "options": checked(table, name, value.get("options"), ("options",))}
     if kind in readers:
-        ref["options"] = _checked(readers, str(kind), value.get("options"), ("options",))
+        ref["options"] = checked(readers, str(kind), value.get("options"), ("options",))
     if kind == "module" and (not isinstance(name, str) or re.fullmatch(MODULE, name) is None):
         raise mistake(f"{show(name)} is not a module", "write package.module", ("name",))
     if kind != "module" and (kind == "file" or kind in readers):
@@ -427,7 +399,7 @@ class ModelRef(_Ref):
         if isinstance(value, str):
             value = _reference(value, MODELS, (".py",), "model")
         elif isinstance(value, Mapping) and "kind" not in value:
-            name, options = _choice(MODELS, value, "model")
+            name, options = choice(MODELS, value, "model")
             value = {"kind": "builtin", "name": name, "options": options}
         if not isinstance(value, Mapping):
             raise mistake(f"expected a model, found {show(value)}", "write mlp or path/to/model.py")
@@ -466,10 +438,10 @@ def _data_mapping(value: Mapping[str, object]) -> dict[str, Any]:
             if on_host and not path.startswith("/"):
                 raise mistake(f"{show(value[reader])} is not absolute", "write host:/path")
             options = {key: value[key] for key in value if key != reader}
-            complete = _checked(READERS, reader, options, ())
+            complete = checked(READERS, reader, options, ())
             return {"kind": reader, "path": path, "on_host": on_host, "options": complete}
-    known: Table = {**DATASETS, **READERS}
-    name, options = _choice(known, value, "data")
+    built_in: Table = {**DATASETS, **READERS}
+    name, options = choice(built_in, value, "data")
     return {"kind": "builtin", "name": name, "options": options}
 
 
@@ -484,47 +456,21 @@ class Optimizer(Tree):
     @model_validator(mode="before")
     @classmethod
     def _long(cls, value: object) -> object:
-        if isinstance(value, Mapping) and set(value) <= {"name", "options"}:
-            name = _known(
-                OPTIMIZERS, value.get("name", "adagrad"), "optimizer", ("name",), key=False
-            )
-            options = _checked(OPTIMIZERS, name, value.get("options"), ("options",))
-        else:
-            name, options = _choice(OPTIMIZERS, value, "optimizer")
-        return {"name": name, "options": options}
+        return chosen(OPTIMIZERS, value, "optimizer")
 
 
 def _algorithm(value: object) -> object:
-    if isinstance(value, Downpour):
+    if isinstance(value, BaseModel):
         return value
     if isinstance(value, Mapping) and "name" in value:
-        name = _known(ALGORITHMS, value["name"], "algorithm", ("name",), key=False)
-        return _checked(ALGORITHMS, name, value, ())
-    return _choice(ALGORITHMS, value, "algorithm")[1]
+        name = known(ALGORITHMS, value["name"], "algorithm", ("name",), key=False)
+        return checked(ALGORITHMS, name, value, ())
+    return choice(ALGORITHMS, value, "algorithm")[1]
 
 
-class Every(Tree):
-    """How often: a count of epochs, steps or seconds; written `1 epoch`, `500 steps`, `30s`."""
-
-    count: Number = Field(default=1.0, gt=0, le=1e12, description="how many")
-    unit: Literal["epoch", "step", "s"] = Field(default="epoch", description="of what")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _long(cls, value: object) -> object:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            value = {"count": value, "unit": "s"}
-        if isinstance(value, str):
-            try:
-                count, unit = parse_every(value)
-            except ValueError as why:
-                raise mistake(f"{show(value)} is not an interval", str(why)) from None
-            value = {"count": count, "unit": unit}
-        if not isinstance(value, Mapping):
-            raise mistake(f"expected an interval, found {show(value)}", "write 1 epoch or 30s")
-        if not value.get("count", 1):
-            raise mistake("an interval of zero", "write 1 epoch, 500 steps or 30s")
-        return value
+Algorithm = Annotated[
+    Downpour | Synchronous | StaleSynchronous | Sandblaster, Field(discriminator="name")
+]
 
 
 class Evaluate(Tree):
@@ -553,6 +499,9 @@ class Until(Tree):
     )
     max_time: Annotated[float, Seconds(0.1, 365 * DAY_S)] = Field(
         default=DAY_S, description="limit: time since the first worker started"
+    )
+    plateau: Plateau | None = Field(
+        default=None, description="the end when the held-out metric stops improving"
     )
 
     @model_validator(mode="before")
@@ -586,18 +535,20 @@ class Train(Tree):
         description="`digits`, `{npz: path}`, `{csv: path}`, `path/to/data.py`; a path is on this"
         " machine and is sent along, `host:/path` is on the hosts already",
     )
-    algorithm: Annotated[Downpour, BeforeValidator(_algorithm)] = Field(
+    algorithm: Annotated[Algorithm, BeforeValidator(_algorithm)] = Field(
         default="downpour",
         validate_default=True,
-        description="`downpour`, `{downpour: {push_every: 4}}`",
+        description="`downpour`, `synchronous`, `stale_synchronous`, `sandblaster`,"
+        " `{downpour: {push_every: 4}}`",
     )
     optimizer: Optimizer = Field(
         default="adagrad",
         validate_default=True,
         description="`sgd`, `momentum`, `adagrad`, `adam`, `{adagrad: {learning_rate: 0.05}}`",
     )
-    batch_size: Annotated[int, Field(strict=True, ge=1, le=2**24)] = Field(
-        default=32, description="examples in each gradient"
+    batch_size: Annotated[int, Field(strict=True, ge=1, le=2**24)] | None = Field(
+        default=None,
+        description="examples in each gradient; default: 32, and all of them with `sandblaster`",
     )
     dtype: Literal["float32", "float64"] = Field(
         default="float32", description="type of the parameters"
@@ -606,6 +557,19 @@ class Train(Tree):
         default={}, validate_default=True, description="when the held-out examples are evaluated"
     )
     until: Until = Field(default={}, validate_default=True, description="when the run ends")
+
+    @model_validator(mode="after")
+    def _batch(self) -> "Train":
+        if self.algorithm.name == "sandblaster":
+            if self.batch_size is not None:
+                raise mistake(
+                    "sandblaster computes the gradient of all examples, not of a batch",
+                    "remove batch_size, or choose another algorithm",
+                    ("batch_size",),
+                )
+        elif self.batch_size is None:
+            object.__setattr__(self, "batch_size", DEFAULT_BATCH_SIZE)
+        return self
 
 
 class Channel(Tree):
@@ -617,12 +581,7 @@ class Channel(Tree):
     @model_validator(mode="before")
     @classmethod
     def _long(cls, value: object) -> object:
-        if isinstance(value, Mapping) and set(value) <= {"name", "options"}:
-            name = _known(CHANNELS, value.get("name", "auto"), "channel", ("name",), key=False)
-            options = _checked(CHANNELS, name, value.get("options"), ("options",))
-        else:
-            name, options = _choice(CHANNELS, value, "channel")
-        return {"name": name, "options": options}
+        return chosen(CHANNELS, value, "channel")
 
 
 # ── the cluster ────────────────────────────────────────────────────────────────────────────────

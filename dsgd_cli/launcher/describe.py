@@ -16,17 +16,27 @@ from pydantic.fields import FieldInfo
 
 from dsgd_cli.contract.durations import format_duration, parse_duration
 from dsgd_cli.contract.mistakes import model_of
-from dsgd_cli.contract.options import ALGORITHMS, CHANNELS, DATASETS, MODELS, OPTIMIZERS, READERS
+from dsgd_cli.contract.options import (
+    ALGORITHMS,
+    CHANNELS,
+    COMMON,
+    DATASETS,
+    DECAYS,
+    MODELS,
+    OPTIMIZERS,
+    READERS,
+    Rule,
+)
 from dsgd_cli.contract.spec import (
     MAX_SERVERS,
     MAX_WORKERS,
     ON_HOST,
     ClusterSpec,
     DataRef,
-    Every,
     ModelRef,
     Seconds,
 )
+from dsgd_cli.contract.values import Every, Table
 from dsgd_cli.launcher.nodes import resolve
 
 Schema = dict[str, Any]
@@ -41,10 +51,12 @@ def json_schema() -> str:
     """The JSON Schema of a cluster description, short forms included."""
     schema = ClusterSpec.model_json_schema()
     definitions: dict[str, Schema] = schema["$defs"]
-    tables = ({**MODELS, **DATASETS, **READERS, **OPTIMIZERS, **CHANNELS}, ALGORITHMS)
-    for table in tables:
+    for table in (MODELS, DATASETS, READERS, OPTIMIZERS, DECAYS, CHANNELS, ALGORITHMS):
         for model in table.values():
-            definitions.setdefault(model.__name__, model.model_json_schema())
+            own = model.model_json_schema()
+            inner = own.pop("$defs", {})
+            for name, definition in {model.__name__: own, **inner}.items():
+                definitions.setdefault(name, definition)
     text: Schema = {"type": "string"}
     path: Schema = {**text, "pattern": r"(\.py|\.npz|\.csv)$|^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"}
     short: dict[str, list[Schema]] = {
@@ -52,13 +64,17 @@ def json_schema() -> str:
         "Workers": [{"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}],
         "Host": [text],
         "Every": [text, {"type": "number", "exclusiveMinimum": 0}],
+        "Work": [text],
+        "Decay": [{"enum": list(DECAYS)}, *_choices(DECAYS)],
         "ModelRef": [{"enum": list(MODELS)}, path, *_choices(MODELS)],
         "DataRef": [{"enum": list(DATASETS)}, path, *_choices(DATASETS), *_readers(definitions)],
         "Optimizer": [{"enum": list(OPTIMIZERS)}, *_choices(OPTIMIZERS)],
         "Channel": [{"enum": list(CHANNELS)}, *_choices(CHANNELS)],
-        "Downpour": [{"enum": list(ALGORITHMS)}, *_choices(ALGORITHMS, "Long")],
     }
-    definitions["DownpourLong"] = definitions["Downpour"]
+    algorithm = definitions["Train"]["properties"]["algorithm"]
+    del algorithm["discriminator"]
+    long = algorithm.pop("oneOf")
+    algorithm["anyOf"] = [{"enum": list(ALGORITHMS)}, *_choices(ALGORITHMS), *long]
     for name, forms in short.items():
         definitions[name] = {"anyOf": [*forms, definitions[name]]}
     fields = schema["properties"]
@@ -74,10 +90,10 @@ def json_schema() -> str:
     return json.dumps(schema, indent=2)
 
 
-def _choices(table: Mapping[str, type[BaseModel]], suffix: str = "") -> Iterator[Schema]:
+def _choices(table: Mapping[str, type[BaseModel]]) -> Iterator[Schema]:
     """`{adagrad: {…}}` for each entry of a table."""
     for name, model in table.items():
-        options = {"anyOf": [{"$ref": f"#/$defs/{model.__name__}{suffix}"}, {"type": "null"}]}
+        options = {"anyOf": [{"$ref": f"#/$defs/{model.__name__}"}, {"type": "null"}]}
         yield {
             "type": "object",
             "properties": {name: options},
@@ -126,17 +142,20 @@ def fields_table() -> str:
 def _fields() -> Iterator[tuple[str, str, str]]:
     """(path, default, meaning) of every field, in the order of the tree."""
     yield from _below(ClusterSpec, "")
-    for field, table in (
+    tables: tuple[tuple[str, Table], ...] = (
         ("channel", CHANNELS),
         ("train.model", MODELS),
         ("train.data", {**DATASETS, **READERS}),
         ("train.algorithm", ALGORITHMS),
-        ("train.optimizer", OPTIMIZERS),
-    ):
+        ("train.optimizer", {"*": Rule, **OPTIMIZERS}),
+        ("train.optimizer.*.decay", DECAYS),
+    )
+    for field, table in tables:
         for name, model in table.items():
             yield f"{field}: {name}", "", _first_line(model)
             for option, info in model.model_fields.items():
-                if option != "name":
+                inherited = option in COMMON and name in OPTIMIZERS
+                if option != "name" and not inherited:
                     yield f"{field}.{name}.{option}", _default(info), _meaning(info)
 
 
@@ -203,8 +222,8 @@ def resolved_yaml(spec: ClusterSpec) -> str:
     data["train"] |= {
         "model": _ref(train.model),
         "data": _ref(train.data),
-        "algorithm": {train.algorithm.name: train.algorithm.model_dump(exclude={"name"})},
-        "optimizer": {train.optimizer.name: train.optimizer.options},
+        "algorithm": {train.algorithm.name: _short(train.algorithm.model_dump(exclude={"name"}))},
+        "optimizer": {train.optimizer.name: _short(train.optimizer.options)},
         "evaluate": {"every": _every(train.evaluate.every)},
     }
     return yaml.dump(
@@ -223,6 +242,18 @@ def _ref(ref: ModelRef | DataRef) -> Any:
     if ref.kind == "file":
         return ref.model_dump(mode="json")
     return {ref.kind: path, **ref.options}
+
+
+def _short(options: Any) -> Any:
+    """Options of built-ins as people write them: no defaults that mean nothing, short forms."""
+    if not isinstance(options, dict):
+        return options
+    if options.keys() == {"name", "options"}:
+        inner = _short(options["options"])
+        return {options["name"]: inner} if inner else options["name"]
+    if options.keys() == {"count", "unit"}:
+        return _every(Every(**options))
+    return {key: _short(value) for key, value in options.items() if value is not None}
 
 
 def _every(every: Every) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from dsgd_cli.contract import options
-from dsgd_cli.engine.optimizers import OPTIMIZERS
+from dsgd_cli.engine.optimizers import COMMON, OPTIMIZERS, make
 from dsgd_cli.learning.datasets import DATASETS, READERS
 from dsgd_cli.learning.models import MODELS
 
@@ -41,5 +41,17 @@ def test_names_and_defaults_are_the_same(
         for name, parameter in inspect.signature(factory).parameters.items()
         if name != "path"
     }
-    assert {name: field.default for name, field in model.model_fields.items()} == arguments
+    fields = {name: field.default for name, field in model.model_fields.items()}
+    common = options.COMMON if issubclass(model, options.Rule) else ()
+    assert {name: fields[name] for name in fields if name not in common} == arguments
     assert all(field.description for field in model.model_fields.values())
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_the_defaults_make_an_optimizer(name: str) -> None:
+    given = options.OPTIMIZERS[name]().model_dump()
+    assert make(name, {key: given[key] for key in given if key not in COMMON}, "float32")
+
+
+def test_both_sides_know_what_all_optimizers_have_in_common() -> None:
+    assert options.COMMON == COMMON

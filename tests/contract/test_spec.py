@@ -28,13 +28,23 @@ def said(**fields: Any) -> list[str]:
     return [str(mistake) for mistake in explain(ClusterSpec, caught.value)]
 
 
+# of every optimizer
+COMMON = {
+    "decay": {"name": "constant", "options": {}},
+    "warm_up": None,
+    "l2": 0.0,
+    "clip_norm": None,
+}
+
+
 def test_everything_has_a_default() -> None:
     made = spec()
     assert [host.transport for host in made.hosts] == ["local"]
     assert (made.servers.count, made.workers.count, made.workers.threads) == (1, 2, 1)
     assert (made.lease_s, made.idle_timeout_s, made.ssh.connect_timeout_s) == (15.0, 3600.0, 10.0)
     assert (made.train.model.kind, made.train.model.name) == ("builtin", "mlp")
-    assert made.train.optimizer.options == {"learning_rate": 0.05, "initial": 0.1, "epsilon": 1e-7}
+    own = {"learning_rate": 0.05, "initial": 0.1, "epsilon": 1e-7}
+    assert made.train.optimizer.options == COMMON | own
 
 
 def test_no_run_goes_on_for_ever() -> None:
@@ -103,7 +113,7 @@ def test_options_are_complete() -> None:
     assert train(data={"csv": "a.csv", "label": 0}).data.options["label"] == 0
     algorithm = train(algorithm={"downpour": {"push_every": 4}}).algorithm
     assert (algorithm.name, algorithm.push_every, algorithm.fetch_every) == ("downpour", 4, 1)
-    assert train(optimizer="sgd").optimizer.options == {"learning_rate": 0.01}
+    assert train(optimizer="sgd").optimizer.options == COMMON | {"learning_rate": 0.01}
 
 
 @pytest.mark.parametrize(

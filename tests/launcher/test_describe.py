@@ -94,6 +94,14 @@ VALID: list[dict[str, Any]] = [
     {"train": {"optimizer": {"adam": {"beta1": 0.5}}, "algorithm": "downpour"}},
     {"train": {"algorithm": {"downpour": {"push_every": 2}}, "evaluate": {"every": "2 epochs"}}},
     {"train": {"until": {"accuracy": 0.9, "max_time": "10m", "max_steps": 5}}},
+    {"train": {"until": {"plateau": {"patience": 3, "metric": "loss"}}}},
+    {"train": {"algorithm": {"synchronous": {"backup_workers": 1}}}, "workers": 3},
+    {"train": {"algorithm": {"stale_synchronous": {"bound": 2}}}},
+    {"train": {"algorithm": {"sandblaster": {"method": "conjugate_gradient"}}}},
+    {"train": {"algorithm": {"downpour": {"warm_start": {"until": "1 epoch"}}}}},
+    {"train": {"optimizer": {"sgd": {"decay": "cosine", "warm_up": "500 steps"}}}},
+    {"train": {"optimizer": {"adam": {"decay": {"step": {"every": "2 epochs"}}, "l2": 1e-4}}}},
+    {"train": {"optimizer": {"adam": {"decay": {"plateau": {"factor": 0.5}}, "clip_norm": 1}}}},
 ]
 
 
