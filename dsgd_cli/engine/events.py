@@ -9,11 +9,13 @@ Nothing here does anything: values only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dsgd_cli.engine.tasks import Task
+from dsgd_cli.engine.vectors import Op
 
 Tensors = tuple[tuple[str, tuple[int, ...]], ...]
 Outcome = Literal["converged", "stopped", "diverged", "failed"]
@@ -37,16 +39,24 @@ class Until:
     max_epochs: int | None = None
     max_steps: int | None = None  # gradient batches over all workers
     max_time_s: float | None = None  # since the first worker was started
+    plateau: Mapping[str, Any] | None = None  # options of `plateau.Plateau`
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the machine must know of the specification."""
+    """What the machine must know of the specification.
+
+    `algorithm` and `optimizer` are their options, the algorithm's with its name.
+    """
 
     seed: int
-    batch_size: int
+    batch_size: int | None
     until: Until
     every: Every = Every()
+    algorithm: Mapping[str, Any] = field(default_factory=lambda: {"name": "downpour"})
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    workers: int = 1
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +144,45 @@ class Report:
     examples: int  # examples in those batches; may run ahead of done_upto
     loss_sum: float = 0.0
     loss_count: int = 0  # mean training loss = loss_sum / loss_count
-    staleness: tuple[int, int, int] = (0, 0, 0)  # pushes, sum, max: updates by others meanwhile
+    staleness: Mapping[int, int] = field(default_factory=dict)  # updates by others -> pushes
+    dropped: int = 0  # pushes that came too late, and are in no parameters
     bytes_moved: int = 0
     pull_s: float = 0.0
     compute_s: float = 0.0
     push_s: float = 0.0
     nonfinite_streak: int = 0  # gradients refused as not finite in a row, up to now
     nonfinite_where: str = ""  # the tensor of the last of them
+    round: int = 0  # of a task that came as `Work`: for which one it was contributed
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The gradient of a `Work` without a part is computed: may it be contributed?"""
+
+    worker: int
+    incarnation: int
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """So many clocks of this worker are in all shards (stale_synchronous)."""
+
+    worker: int
+    incarnation: int
+    clock: int
+
+
+FromStrategyWorker = Claimed | Ticked
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where the worker that evaluated the best parameters so far has kept them."""
+
+    path: str
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +193,7 @@ class Evaluated:
     incarnation: int
     evaluation_id: int
     metrics: Mapping[str, float]
+    kept: Kept | None = None  # if they are better than what `Evaluate` said
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +217,32 @@ class Thawed:
 @dataclass(frozen=True, slots=True)
 class Exported:
     """Answer to `Export`: every server wrote its slice (the daemon remembers where)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Answer to `Commit`: every shard has made the update."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Answer to `Measure`: the squared norm over all shards."""
+
+    round: int
+    squares: float
+
+
+@dataclass(frozen=True, slots=True)
+class Operated:
+    """Answer to `Operate`: the numbers over all shards, in the order of the operations."""
+
+    number: int
+    numbers: tuple[float, ...]
+
+
+Answered = Committed | Measured | Operated
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +287,13 @@ Event = (
     | Initialised
     | Fenced
     | Report
+    | Claimed
+    | Ticked
     | Evaluated
     | Drained
+    | Committed
+    | Measured
+    | Operated
     | Frozen
     | Thawed
     | Exported
@@ -242,10 +316,11 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class ConfigureShards:
-    """Cut the shards and configure the servers; answer `Configured`."""
+    """Cut the shards and configure the servers; answer `Configured`. `examples` of an epoch."""
 
     tensors: Tensors
     dtype: str
+    examples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,15 +349,95 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """Compute the gradient of this task, and contribute it.
+
+    With a `part`: contribute it to the round as that; answer `Report` when every shard has it.
+    Without, unless `Accept` has said it meanwhile: answer `Claimed`, keep it, and wait for `Accept`
+    or `Late`. It is of parameters with so many updates in them (`needs`), which may come later
+    than this; `fetch`: of those that are there now.
+    """
+
+    worker: int
+    task: Task
+    round: int
+    part: int | None
+    needs: int = 0
+    fetch: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Contribute the gradient of this task, perhaps once more, to this round; answer `Report`."""
+
+    worker: int
+    task_id: int
+    round: int
+    part: int
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """The gradient of this task is not needed: drop it, computed or not. No answer."""
+
+    worker: int
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """The worker may begin its clock `limit` (stale_synchronous). No answer."""
+
+    worker: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """The squared norm of `scale` times the sum of the round's parts; answer `Measured`."""
+
+    round: int
+    parts: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One update by `scale` times the sum of the round's parts; answer `Committed`."""
+
+    round: int
+    parts: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Operate:
+    """Operations on the shards' vectors; `number` counts them from 1; answer `Operated`."""
+
+    number: int
+    ops: tuple[Op, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetRate:
+    """The learning rate is multiplied by this from now on, beside its schedule. No answer."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluate:
     """Pull, and compute the held-out set's metrics, before the next batch; answer `Evaluated`.
 
-    `frozen`: no push is accepted meanwhile, so all blocks belong together.
+    `frozen`: no push is accepted meanwhile, so all blocks belong together. If the metric that
+    counts (`plateau.metric_of`) is better than `best` (NaN: there is none), the worker keeps what
+    it has evaluated.
     """
 
     worker: int
     evaluation_id: int
     frozen: bool
+    best: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +503,18 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Best:
+    """The best of all evaluations, by the metric that counts, and who has kept its parameters."""
+
+    metric: str
+    value: float
+    step: int
+    worker: int
+    kept: Kept
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The run is over. Given exactly once, the last decision of all."""
 
@@ -363,6 +530,9 @@ class Finish:
     exported: bool = False  # whether an `Export` was answered
     metrics: Mapping[str, float] = field(default_factory=dict)  # of the exported vector
     failure: Failure | None = None
+    best: Best | None = None  # the best of all evaluations
+    staleness: Mapping[int, int] = field(default_factory=dict)  # updates by others -> pushes
+    dropped: int = 0  # pushes that came too late
 
 
 Decision = (
@@ -371,6 +541,14 @@ Decision = (
     | Initialise
     | Start
     | Grant
+    | Work
+    | Accept
+    | Late
+    | Advance
+    | Measure
+    | Commit
+    | Operate
+    | SetRate
     | Evaluate
     | Expel
     | Fence

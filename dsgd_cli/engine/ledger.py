@@ -8,7 +8,7 @@ hold plain JSON values: what is not finite becomes None. Decides nothing.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,24 +30,21 @@ class _Sums:
     examples: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
-    pushes: int = 0
-    staleness_sum: int = 0
-    staleness_max: int = 0
+    staleness: Counter[int] = field(default_factory=Counter)
+    dropped: int = 0
     bytes_moved: int = 0
     pull_s: float = 0.0
     compute_s: float = 0.0
     push_s: float = 0.0
 
     def add(self, report: Report, epoch: int) -> None:
-        pushes, total, most = report.staleness
         self.epoch = max(self.epoch, epoch)
         self.steps += report.steps
         self.examples += report.examples
         self.loss_sum += report.loss_sum
         self.loss_count += report.loss_count
-        self.pushes += pushes
-        self.staleness_sum += total
-        self.staleness_max = max(self.staleness_max, most)
+        self.staleness.update(report.staleness)
+        self.dropped += report.dropped
         self.bytes_moved += report.bytes_moved
         self.pull_s += report.pull_s
         self.compute_s += report.compute_s
@@ -60,6 +57,8 @@ class Ledger:
 
     steps: int = 0
     examples: int = 0
+    staleness: Counter[int] = field(default_factory=Counter)
+    dropped: int = 0
     _started_s: float | None = None
     _open: dict[int, _Sums] = field(default_factory=dict)
     _epoch_end_s: float = 0.0
@@ -86,6 +85,8 @@ class Ledger:
         """Count a report; gives the worker's record when its window is full."""
         self.steps += report.steps
         self.examples += report.examples
+        self.staleness.update(report.staleness)
+        self.dropped += report.dropped
         self._loss_sum += report.loss_sum
         self._loss_count += report.loss_count
         sums = self._open.setdefault(report.worker, _Sums(since_s=now_s))
@@ -149,7 +150,6 @@ class Ledger:
 
     def _report(self, worker: int, sums: _Sums, now_s: float) -> dict[str, Any]:
         loss = sums.loss_sum / sums.loss_count if sums.loss_count else None
-        staleness = sums.staleness_sum / sums.pushes if sums.pushes else None
         return {
             **self._line("report", now_s),
             "epoch": sums.epoch,
@@ -157,13 +157,31 @@ class Ledger:
             "steps": sums.steps,
             "examples": sums.examples,
             "loss": _finite(loss),
-            "staleness": staleness,
-            "staleness_max": sums.staleness_max,
+            "staleness": mean(sums.staleness),
+            "staleness_max": max(sums.staleness, default=0),
+            "dropped": sums.dropped,
             "bytes": sums.bytes_moved,
             "pull_s": round(sums.pull_s, 6),
             "compute_s": round(sums.compute_s, 6),
             "push_s": round(sums.push_s, 6),
         }
+
+
+def mean(histogram: Mapping[int, int]) -> float | None:
+    """Of value -> how often."""
+    count = sum(histogram.values())
+    return sum(value * times for value, times in histogram.items()) / count if count else None
+
+
+def quantile(histogram: Mapping[int, int], part: float) -> int | None:
+    """The least value that this part of them does not exceed."""
+    least = part * sum(histogram.values())
+    below = 0
+    for value in sorted(histogram):
+        below += histogram[value]
+        if below >= least:
+            return value
+    return None
 
 
 def _finite(value: float | None) -> float | None:

@@ -2,8 +2,8 @@
 
 An optimizer is a NamedTuple of plain values and one pure function: no hidden state; the arrays that
 it is handed (parameters and slots) are updated in place, chunk by chunk so that all of them stay in
-cache, with one preallocated scratch of CHUNK elements and no other temporaries. Scalars are Python
-floats, so everything stays in the arrays' dtype. The gradient is only read.
+cache, with preallocated scratch and no other temporaries. Scalars are Python floats, so everything
+stays in the arrays' dtype. The gradient is only read.
 The caller checks gradients for finiteness and counts the updates `t` (1, 2, ... per block).
 """
 
@@ -20,29 +20,74 @@ from numpy.typing import NDArray
 from dsgd_cli.contract.errors import SpecError
 
 CHUNK = 1 << 16  # elements: parameters, gradient, two slots and scratch fit a core's L2 cache
+SCRATCH_ROWS = 2  # of at most CHUNK elements
+COMMON = ("decay", "warm_up", "l2", "clip_norm")  # options of all, which no factory takes
 
 Vector: TypeAlias = NDArray[Any]
-# (data, slots, gradient, scratch, t), all of one length; scratch is overwritten
-Rule: TypeAlias = Callable[[Vector, tuple[Vector, ...], Vector, Vector, int], None]
+# (data, slots, gradient, scratch, t, rate), all of one length; scratch is overwritten; `rate` is
+# what the learning rate is multiplied by
+Rule: TypeAlias = Callable[[Vector, tuple[Vector, ...], Vector, Vector, int, float], None]
 
 
 class Optimizer(NamedTuple):
-    """`slots` arrays of the parameters' length, filled with `slot_init`, go with the parameters."""
+    """`slots` arrays of the parameters' length, filled with `slot_init`, go with the parameters.
+
+    `l2` times the parameters is added to each gradient: the derivative of l2 / 2 times their
+    squares.
+    """
 
     name: str
     slots: int
     slot_init: tuple[float, ...]
-    apply: Rule
+    update: Rule
+    l2: float = 0.0
+
+    def apply(
+        self,
+        data: Vector,
+        slots: tuple[Vector, ...],
+        gradient: Vector,
+        scratch: NDArray[Any],
+        t: int,
+        rate: float = 1.0,
+    ) -> None:
+        """One update of arrays of any length, by chunks. `scratch`: (SCRATCH_ROWS, chunk)."""
+        size, chunk = data.size, scratch.shape[1]
+        if size <= chunk:
+            self._chunk(data, slots, gradient, scratch[:, :size], t, rate)
+            return
+        for start in range(0, size, chunk):
+            part = slice(start, min(start + chunk, size))
+            pieces = tuple([slot[part] for slot in slots])
+            own = scratch[:, : part.stop - start]
+            self._chunk(data[part], pieces, gradient[part], own, t, rate)
+
+    def _chunk(
+        self,
+        data: Vector,
+        slots: tuple[Vector, ...],
+        gradient: Vector,
+        scratch: NDArray[Any],
+        t: int,
+        rate: float,
+    ) -> None:
+        if self.l2:
+            np.multiply(data, self.l2, out=scratch[1])
+            np.add(scratch[1], gradient, out=scratch[1])
+            gradient = scratch[1]
+        self.update(data, slots, gradient, scratch[0], t, rate)
 
 
 def sgd(learning_rate: float = 0.01) -> Optimizer:
     """w -= lr * g. (Robbins and Monro, "A Stochastic Approximation Method", 1951)"""
 
-    def update(data: Vector, _: tuple[Vector, ...], g: Vector, scratch: Vector, t: int) -> None:
-        np.multiply(g, learning_rate, out=scratch)
+    def update(
+        data: Vector, _: tuple[Vector, ...], g: Vector, scratch: Vector, t: int, rate: float
+    ) -> None:
+        np.multiply(g, learning_rate * rate, out=scratch)
         np.subtract(data, scratch, out=data)
 
-    return Optimizer("sgd", 0, (), _chunked(update))
+    return Optimizer("sgd", 0, (), update)
 
 
 def momentum(
@@ -55,19 +100,21 @@ def momentum(
     in deep learning", 2013, with the parameters at the look-ahead point.
     """
 
-    def update(data: Vector, slots: tuple[Vector, ...], g: Vector, scratch: Vector, t: int) -> None:
+    def update(
+        data: Vector, slots: tuple[Vector, ...], g: Vector, scratch: Vector, t: int, rate: float
+    ) -> None:
         (v,) = slots
         np.multiply(v, momentum, out=v)
         np.add(v, g, out=v)
         if nesterov:
             np.multiply(v, momentum, out=scratch)
             np.add(scratch, g, out=scratch)
-            np.multiply(scratch, learning_rate, out=scratch)
+            np.multiply(scratch, learning_rate * rate, out=scratch)
         else:
-            np.multiply(v, learning_rate, out=scratch)
+            np.multiply(v, learning_rate * rate, out=scratch)
         np.subtract(data, scratch, out=data)
 
-    return Optimizer("momentum", 1, (0.0,), _chunked(update))
+    return Optimizer("momentum", 1, (0.0,), update)
 
 
 def adagrad(learning_rate: float = 0.05, initial: float = 0.1, epsilon: float = 1e-7) -> Optimizer:
@@ -78,17 +125,19 @@ def adagrad(learning_rate: float = 0.05, initial: float = 0.1, epsilon: float = 
     2012: each parameter has its own learning rate, which suits stale gradients.
     """
 
-    def update(data: Vector, slots: tuple[Vector, ...], g: Vector, scratch: Vector, t: int) -> None:
+    def update(
+        data: Vector, slots: tuple[Vector, ...], g: Vector, scratch: Vector, t: int, rate: float
+    ) -> None:
         (squares,) = slots
         np.multiply(g, g, out=scratch)
         np.add(squares, scratch, out=squares)
         np.sqrt(squares, out=scratch)
         np.add(scratch, epsilon, out=scratch)
         np.divide(g, scratch, out=scratch)
-        np.multiply(scratch, learning_rate, out=scratch)
+        np.multiply(scratch, learning_rate * rate, out=scratch)
         np.subtract(data, scratch, out=data)
 
-    return Optimizer("adagrad", 1, (initial,), _chunked(update))
+    return Optimizer("adagrad", 1, (initial,), update)
 
 
 def adam(
@@ -100,7 +149,9 @@ def adam(
     into the step and epsilon (the end of the paper's section 2), which is the same number.
     """
 
-    def update(data: Vector, slots: tuple[Vector, ...], g: Vector, scratch: Vector, t: int) -> None:
+    def update(
+        data: Vector, slots: tuple[Vector, ...], g: Vector, scratch: Vector, t: int, rate: float
+    ) -> None:
         m, v = slots
         root = math.sqrt(1.0 - beta2**t)
         np.multiply(m, beta1, out=m)
@@ -113,10 +164,11 @@ def adam(
         np.sqrt(v, out=scratch)
         np.add(scratch, epsilon * root, out=scratch)
         np.divide(m, scratch, out=scratch)
-        np.multiply(scratch, learning_rate * root / (1.0 - beta1**t), out=scratch)
+        step = learning_rate * rate * root / (1.0 - beta1**t)
+        np.multiply(scratch, step, out=scratch)
         np.subtract(data, scratch, out=data)
 
-    return Optimizer("adam", 2, (0.0, 0.0), _chunked(update))
+    return Optimizer("adam", 2, (0.0, 0.0), update)
 
 
 # A factory's keyword arguments are the optimizer's options in the YAML.
@@ -128,7 +180,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
-def make(name: str, options: Mapping[str, Any], dtype: str) -> Optimizer:
+def make(name: str, options: Mapping[str, Any], dtype: str, l2: float = 0.0) -> Optimizer:
     """The optimizer with its options, for parameters of `dtype`. Raises SpecError.
 
     The bounds of the options are in `contract.options`; here only what depends on all of them and
@@ -141,32 +193,13 @@ def make(name: str, options: Mapping[str, Any], dtype: str) -> Optimizer:
         if option not in known:
             raise SpecError(f"{name} has no option {option!r}", remedy=f"known: {', '.join(known)}")
     made = OPTIMIZERS[name](**options)
-    one, zero, scratch = np.ones(1, dtype), np.zeros(1, dtype), np.empty(1, dtype)
+    one, zero, scratch = np.ones(1, dtype), np.zeros(1, dtype), np.empty((SCRATCH_ROWS, 1), dtype)
     with np.errstate(all="ignore"):
-        made.apply(
-            one, tuple(np.full(1, first, dtype) for first in made.slot_init), zero, scratch, 1
-        )
+        slots = tuple(np.full(1, first, dtype) for first in made.slot_init)
+        made.apply(one, slots, zero, scratch, 1)
     if one[0] != 1:
         given = ", ".join(f"{option} {value}" for option, value in options.items())
         raise SpecError(
             f"{name} divides 0 by 0 in {dtype} with {given}", remedy="use a larger epsilon"
         )
-    return made
-
-
-def _chunked(update: Rule) -> Rule:
-    """The rule for arrays of any length, by chunks of the scratch's length."""
-
-    def apply(
-        data: Vector, slots: tuple[Vector, ...], gradient: Vector, scratch: Vector, t: int
-    ) -> None:
-        size, chunk = data.size, scratch.size
-        if size <= chunk:
-            return update(data, slots, gradient, scratch[:size], t)
-        for start in range(0, size, chunk):
-            part = slice(start, min(start + chunk, size))
-            pieces = tuple([slot[part] for slot in slots])
-            update(data[part], pieces, gradient[part], scratch[: part.stop - start], t)
-        return None
-
-    return apply
+    return made._replace(l2=l2)

@@ -6,7 +6,9 @@ contains as `(incarnation, seq)`:
 
     seq ≤ applied → skip · the next seq → apply · a gap → OutOfOrder · an older incarnation → Fenced
 
-A refused push changes nothing and consumes no seq. Blocks are numbered from 0 in the shard.
+A refused push changes nothing and consumes no seq; one that is dropped because it comes too late
+(`staleness`) consumes its seq and changes nothing else. What workers contribute to one update
+together is summed (`sums`) until `commit`. Blocks are numbered from 0 in the shard.
 
 Any number of threads: numpy releases the GIL in the middle of an update, so each block has a lock,
 and data, slots, version and `applied` change and are read under it. `fence` and `freeze` are
@@ -26,10 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsgd_cli.contract.errors import DsgdError
-from dsgd_cli.engine.optimizers import CHUNK, Optimizer
+from dsgd_cli.engine.optimizers import CHUNK, SCRATCH_ROWS, Optimizer
+from dsgd_cli.engine.rate import Rate
+from dsgd_cli.engine.staleness import Staleness, Verdict
+from dsgd_cli.engine.sums import Late, Sums
 
 STAMP_OF_WRITE = 1 << 40
 NOTHING = (0, 0)  # the (incarnation, seq) of a worker that a block has not heard of
+GOOD = Verdict()
 
 State: TypeAlias = tuple[int, tuple[int, int]]  # version, applied[worker]
 Take: TypeAlias = Callable[[memoryview], object]  # is called under the block's lock
@@ -76,6 +82,10 @@ class Trained(PushRefused):
     """A late initialisation: the block has updates in it, which a write would lose."""
 
 
+class RoundOver(PushRefused):
+    """A contribution to an update that is made already, or is being tried anew."""
+
+
 class _Own(threading.local):
     """What each thread has for itself: scratch, and a context in which numbers may overflow.
 
@@ -83,7 +93,7 @@ class _Own(threading.local):
     """
 
     def __init__(self, size: int, dtype: Any) -> None:
-        self.scratch = np.empty(size, dtype)
+        self.scratch = np.empty((SCRATCH_ROWS, size), dtype)
         self.quiet = contextvars.copy_context()
         self.quiet.run(np.seterr, all="ignore")
 
@@ -117,7 +127,8 @@ class Shard:
     """`values` is the shard's slice of the parameters; the shard owns it from now on.
 
     `stamps` (one per block) are for who only sees the memory: 2 x version in the lower 40 bits, the
-    number of first values written above, and odd while the block changes.
+    number of first values written above, and odd while the block changes. `rate` is the schedule of
+    the learning rate, `rounds` whether workers contribute to updates together.
     """
 
     def __init__(
@@ -126,6 +137,10 @@ class Shard:
         block_elements: int,
         optimizer: Optimizer,
         stamps: MutableSequence[int] | memoryview | None = None,
+        *,
+        rate: Rate | None = None,
+        staleness: Staleness | None = None,
+        rounds: bool = False,
     ) -> None:
         if values.ndim != 1 or not values.flags.c_contiguous or not values.flags.writeable:
             raise ValueError("the values must be one contiguous writable vector")
@@ -139,6 +154,10 @@ class Shard:
         self.blocks = len(parts)
         self._dtype = values.dtype
         self._update = optimizer.apply
+        self._rate = rate
+        self._factor = 1.0  # of the learning rate, from outside
+        self._staleness = staleness if staleness is not None and staleness.matters else None
+        self._sums = Sums(values.size, values.dtype, parts) if rounds else None
         self._own = _Own(min(CHUNK, block_elements, values.size), values.dtype)
         self._data = [values[part] for part in parts]
         self._slots = [tuple([slot[part] for slot in slots]) for part in parts]
@@ -152,12 +171,22 @@ class Shard:
         self._frozen = False
 
     def apply(
-        self, worker: int, incarnation: int, seq: int, block: int, gradient: NDArray[Any]
+        self,
+        worker: int,
+        incarnation: int,
+        seq: int,
+        block: int,
+        gradient: NDArray[Any],
+        base: int = 0,
     ) -> bool:
-        """Applies one block of a push: True, or False where the block already has it."""
+        """Applies one block of a push: True, or False where the block already has it.
+
+        `base`: the version of the shard's first block that the gradient was computed with, plus the
+        worker's own pushes since then.
+        """
         self._check_block(block)
         with self._locks[block]:
-            return self._apply(worker, incarnation, seq, block, gradient)
+            return self._apply(worker, incarnation, seq, block, gradient, base)
 
     def push(
         self,
@@ -167,14 +196,114 @@ class Shard:
         block: int,
         gradient: NDArray[Any],
         take: Take | None = None,
+        base: int = 0,
     ) -> State:
         """`apply`, then `observe`, with nothing in between."""
         self._check_block(block)
         with self._locks[block]:
-            self._apply(worker, incarnation, seq, block, gradient)
+            self._apply(worker, incarnation, seq, block, gradient, base)
             if take is not None:
                 take(self._bytes[block])
             return self._version[block], (incarnation, self._applied[block][worker][1])
+
+    @property
+    def judges(self) -> bool:
+        """Whether anything follows from a push being late."""
+        return self._staleness is not None
+
+    def dropped(self, worker: int, incarnation: int, seq: int) -> bool:
+        """Whether this, the worker's newest push, was dropped because it came too late."""
+        return self._staleness is not None and self._staleness.dropped(worker, (incarnation, seq))
+
+    def contribute(
+        self,
+        worker: int,
+        incarnation: int,
+        round_: int,
+        part: int,
+        block: int,
+        gradient: NDArray[Any],
+    ) -> bool:
+        """Adds one block of a part to the round's sum; False where it is in there already.
+
+        Raises RoundOver when there is a newer round. Allowed while the shard is frozen: nothing of
+        it is in the parameters before `commit`.
+        """
+        self._check_block(block)
+        sums = self._the_sums()
+        with self._locks[block]:
+            self._check_fence(worker, incarnation, self._applied[block].get(worker, NOTHING)[0])
+            try:
+                if not sums.is_new(block, round_, part):
+                    return False
+            except Late as late:
+                raise RoundOver(f"worker/{worker}: {late}") from None
+            self._check_array(block, gradient)
+            if not self._own.quiet.run(all_finite, gradient):
+                raise _not_finite(block, gradient)
+            self._own.quiet.run(sums.add, block, round_, part, gradient)
+            return True
+
+    def commit(self, round_: int, parts: int, scale: float) -> None:
+        """One update of every block, by `scale` times the sum of the round's parts.
+
+        Repeating it is harmless. Raises Incomplete (`sums`) and Frozen, and then changes no block
+        from the one on where it was raised.
+        """
+        sums = self._the_sums()
+        for block in range(self.blocks):
+            with self._locks[block]:
+                total = sums.total(block, round_, parts)
+                if total is None:
+                    continue
+                if self._frozen:
+                    raise Frozen("the shard is frozen")
+                self._own.quiet.run(self._commit, block, total, scale)
+                sums.take(block, round_)
+
+    def squares(self, round_: int, parts: int, scale: float) -> float:
+        """The squared norm of `scale` times the sum of the round's parts, for clipping."""
+        sums = self._the_sums()
+        found = 0.0
+        for block in range(self.blocks):
+            with self._locks[block]:
+                total = sums.total(block, round_, parts)
+                if total is not None:
+                    found += float(np.dot(total, total.astype(np.float64, copy=False)))
+        return found * scale * scale
+
+    # ── for `vectors` ──
+
+    @property
+    def sizes(self) -> list[int]:
+        """Elements of each block."""
+        return [data.size for data in self._data]
+
+    def values(self, block: int) -> NDArray[Any]:
+        """The block's parameters, to be read by who knows that nobody changes them."""
+        return self._data[block]
+
+    def assign(self, block: int, values: NDArray[Any]) -> None:
+        """Sets the block's parameters, as an update. Raises Frozen."""
+        with self._locks[block]:
+            if self._frozen:
+                raise Frozen("the shard is frozen")
+            self._stamps[block] += 1
+            _in_order()
+            np.copyto(self._data[block], values)
+            _in_order()
+            self._stamps[block] += 1
+            self._version[block] += 1
+
+    def summed(self, block: int, round_: int, parts: int) -> NDArray[Any]:
+        """The sum of the round's parts. Raises Incomplete (`sums`)."""
+        total = self._the_sums().total(block, round_, parts)
+        assert total is not None
+        return total
+
+    def set_rate(self, factor: float) -> None:
+        """Multiplies the learning rate from now on, beside its schedule."""
+        self._factor = factor
 
     def observe(self, worker: int, block: int, take: Take | None = None) -> State:
         """The block's version and `applied[worker]`; `take` gets the bytes that belong to them."""
@@ -230,14 +359,16 @@ class Shard:
         self._frozen = False
 
     def _apply(
-        self, worker: int, incarnation: int, seq: int, block: int, gradient: NDArray[Any]
+        self,
+        worker: int,
+        incarnation: int,
+        seq: int,
+        block: int,
+        gradient: NDArray[Any],
+        base: int,
     ) -> bool:
-        oldest = self._fence.get(worker, 0)
-        if incarnation < oldest:
-            raise Fenced(worker, incarnation, oldest)
         last_incarnation, last_seq = self._applied[block].get(worker, NOTHING)
-        if incarnation < last_incarnation:
-            raise Fenced(worker, incarnation, last_incarnation)
+        oldest = self._check_fence(worker, incarnation, last_incarnation)
         if incarnation > last_incarnation:
             last_seq = 0
         if 1 <= seq <= last_seq:
@@ -247,23 +378,57 @@ class Shard:
         if self._frozen:
             raise Frozen("the shard is frozen")
         self._check_array(block, gradient)
-        self._own.quiet.run(self._update_block, block, gradient)
+        verdict = GOOD
+        if self._staleness is not None:
+            late = self._lateness(base)
+            verdict = self._staleness.judge(worker, (incarnation, seq), late)
+        if not verdict.dropped:
+            self._own.quiet.run(self._checked_update, block, gradient, verdict.factor)
         self._applied[block][worker] = (incarnation, seq)
         if incarnation > oldest:
             self._raise_fence(worker, incarnation)
         return True
 
-    def _update_block(self, block: int, gradient: NDArray[Any]) -> None:
+    def _lateness(self, base: int) -> Callable[[], int]:
+        return lambda: self._version[0] - base
+
+    def _check_fence(self, worker: int, incarnation: int, last_incarnation: int) -> int:
+        """The oldest incarnation that is not over. Raises Fenced."""
+        oldest = self._fence.get(worker, 0)
+        if incarnation < oldest:
+            raise Fenced(worker, incarnation, oldest)
+        if incarnation < last_incarnation:
+            raise Fenced(worker, incarnation, last_incarnation)
+        return oldest
+
+    def _checked_update(self, block: int, gradient: NDArray[Any], factor: float) -> None:
         if not all_finite(gradient):
             raise _not_finite(block, gradient)
+        self._update_block(block, gradient, factor)
+
+    def _commit(self, block: int, total: NDArray[Any], scale: float) -> None:
+        if scale != 1.0:
+            np.multiply(total, scale, out=total)
+        self._update_block(block, total, 1.0)
+
+    def _update_block(self, block: int, gradient: NDArray[Any], factor: float) -> None:
         version = self._version[block] + 1
-        data, slots, scratch = self._data[block], self._slots[block], self._own.scratch
+        rate = self._factor * factor
+        if self._rate is not None:
+            rate *= self._rate(version)
         self._stamps[block] += 1
         _in_order()
-        self._update(data, slots, gradient, scratch, version)
+        self._update(
+            self._data[block], self._slots[block], gradient, self._own.scratch, version, rate
+        )
         _in_order()
         self._stamps[block] += 1
         self._version[block] = version
+
+    def _the_sums(self) -> Sums:
+        if self._sums is None:
+            raise Mismatched("nothing is summed here: this run has no rounds")
+        return self._sums
 
     def _raise_fence(self, worker: int, incarnation: int) -> None:
         with self._fence_lock:

@@ -119,6 +119,11 @@ class TaskQueue:
         leases.clear()
         return tuple(left)
 
+    def cancel(self, worker: int, task_id: int) -> tuple[Remainder, ...]:
+        """End one lease; what was not acknowledged of it is nobody's until `put_back`."""
+        lease = self._leases.get(worker, {}).pop(task_id, None)
+        return () if lease is None else (Remainder(lease.task.epoch, lease.done, lease.task.stop),)
+
     def put_back(self, remainders: Iterable[Remainder]) -> None:
         """These positions may be leased again."""
         for remainder in remainders:

@@ -5,6 +5,7 @@ waits for the next tick. Invariants: tasks of a lost worker are leased again onl
 shard has fenced it; at most one evaluation is under way; a target counts only if it holds on the
 frozen vector that is exported; `Finish` is the last decision and is given once; no worker is
 waited for without a bound (`patience`): one that hangs is expelled, then it is like a dead one.
+What the workers do between Start and Drain is the algorithm's (`algorithms.base.Strategy`).
 Carries nothing out, and knows no process but the workers; `events` says what each value asks for.
 
 Whenever parameters exist they are exported, but for RunFailed. `verdict` says what a run is called.
@@ -14,20 +15,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from dsgd_cli.contract.names import process_name
 from dsgd_cli.engine import convergence, patience, verdict
+from dsgd_cli.engine.algorithms.base import Left, Reached, Strategy
+from dsgd_cli.engine.algorithms.table import make_strategy
 from dsgd_cli.engine.convergence import Streak
+from dsgd_cli.engine.evaluations import Evaluations
 from dsgd_cli.engine.events import (
+    Claimed,
+    Committed,
     Configured,
     ConfigureShards,
     Decision,
     Drain,
     Drained,
-    Evaluate,
     Evaluated,
     Event,
     Expel,
@@ -42,30 +46,32 @@ from dsgd_cli.engine.events import (
     Grant,
     Initialise,
     Initialised,
+    Measured,
     Moved,
+    Operated,
     Prepare,
     Prepared,
     Progress,
     Record,
     Report,
     RunFailed,
+    SetRate,
     Settings,
     Start,
     StopRequested,
     Thaw,
     Thawed,
     Tick,
+    Ticked,
+    Work,
     WorkerFailed,
     WorkerJoined,
     WorkerLost,
 )
 from dsgd_cli.engine.ledger import Ledger
 from dsgd_cli.engine.members import Member, Members, MemberState
-from dsgd_cli.engine.schedule import Schedule
-from dsgd_cli.engine.tasks import Remainder, TaskQueue
 from dsgd_cli.engine.verdict import Ending, Why, difference
 
-TASKS_HELD = 2  # the one in hand and the next
 PROGRESS_S = 0.25
 
 
@@ -88,16 +94,6 @@ class Phase(Enum):
     FINISHED = "finished"
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The one evaluation under way."""
-
-    id: int
-    worker: int
-    frozen: bool
-    since_s: float
-
-
 class Training:
     """One run, from the first worker that joins to `Finish`."""
 
@@ -109,17 +105,13 @@ class Training:
         self._ending: Ending | None = None
         self._members = Members()
         self._ledger = Ledger()
-        self._schedule = Schedule(settings.every)
-        self._queue: TaskQueue | None = None  # from the first `Prepared` on
+        self._evaluations = Evaluations(settings)
+        self._strategy: Strategy | None = None  # from the first `Prepared` on
         self._reference: Prepared | None = None  # what all workers must agree with
         self._initialiser: int | None = None
-        self._fences: dict[tuple[int, int], tuple[Remainder, ...]] = {}
+        self._fences: dict[tuple[int, int], Left] = {}
         self._draining: set[int] = set()
-        self._evaluation: Evaluation | None = None
-        self._evaluations = 0
-        self._evaluation_s: float | None = None  # the longest so far
-        self._judged: bool = False  # the frozen vector has been evaluated
-        self._metrics: Mapping[str, float] = {}  # of the last evaluation
+        self._rate = 1.0  # what the servers were told last
         self._exported = False
         self._asked_s = math.inf  # when somebody asked for the end
         self._seen_s = 0.0  # when there was a worker
@@ -164,6 +156,8 @@ class Training:
                 self._fenced(event)
             case Configured() | Frozen() | Thawed() | Exported():
                 self._cluster_answered(event)
+            case Committed() | Measured() | Operated():
+                self._hear(event)
             case Tick():
                 self._find_hung()
             case _:
@@ -180,6 +174,8 @@ class Training:
             | Prepared
             | Initialised
             | Report
+            | Claimed
+            | Ticked
             | Evaluated
             | Drained
             | WorkerFailed
@@ -197,6 +193,8 @@ class Training:
                 self._initialised(member)
             case Report():
                 self._report(member, event)
+            case Claimed() | Ticked():
+                self._hear(event)
             case Evaluated():
                 self._evaluated(event)
             case Drained():
@@ -222,9 +220,8 @@ class Training:
         if self._initialiser == member.worker:
             self._initialiser = None
         if self._evaluates(member):
-            self._evaluation = None
-            self._schedule.again()
-        left = self._queue.leave(member.worker) if self._queue is not None else ()
+            self._evaluations.drop(again=True)
+        left = self._strategy.leave(member.worker) if self._strategy is not None else ()
         if member.touched:
             self._fences[member.worker, member.incarnation + 1] = left
             self._out.append(Fence(member.worker, member.incarnation + 1))
@@ -245,14 +242,15 @@ class Training:
         if member.state is MemberState.PREPARING:
             return patience.SETUP_S
         if self._evaluates(member):
-            return patience.evaluation_s(self._evaluation_s)
-        queue = self._queue
-        if self._phase is Phase.TRAINING and queue is not None and queue.held(member.worker):
-            return patience.batch_s(queue.batch_s(member.worker))
-        return None
+            return patience.evaluation_s(self._evaluations.longest_s)
+        strategy = self._strategy
+        if strategy is None or self._phase is not Phase.TRAINING:
+            return None
+        at_work = strategy.expects(member.worker)
+        return patience.batch_s(strategy.batch_s(member.worker)) if at_work else None
 
     def _evaluates(self, member: Member) -> bool:
-        return self._evaluation is not None and self._evaluation.worker == member.worker
+        return self._evaluations.is_with(member.worker)
 
     def _expel(self, member: Member, why: str) -> None:
         """It lives, but it hangs: as good as lost."""
@@ -262,9 +260,9 @@ class Training:
         self._lost(member)
 
     def _fenced(self, event: Fenced) -> None:
-        remainders = self._fences.pop((event.worker, event.incarnation), ())
-        if self._queue is not None:
-            self._queue.put_back(remainders)
+        left = self._fences.pop((event.worker, event.incarnation), ())
+        if self._strategy is not None:
+            self._strategy.put_back(left)
 
     def _worker_failed(self, event: WorkerFailed) -> None:
         process = process_name("worker", event.worker)
@@ -288,10 +286,9 @@ class Training:
             process = process_name("worker", event.worker)
             self._end(Why.FAILED, reason, Failure(process, reason))
             return
-        settings = self._settings
-        self._queue = TaskQueue(event.examples, settings.batch_size, self._until.max_epochs)
+        self._strategy = make_strategy(self._settings, event.examples)
         self._enter(Phase.CONFIGURING)
-        self._out.append(ConfigureShards(event.tensors, event.dtype))
+        self._out.append(ConfigureShards(event.tensors, event.dtype, event.examples))
 
     def _initialised(self, member: Member) -> None:
         if self._phase is Phase.INITIALISING and member.worker == self._initialiser:
@@ -309,38 +306,44 @@ class Training:
                 self._exported = True
                 self._finish()
 
+    def _hear(self, event: Claimed | Ticked | Committed | Measured | Operated) -> None:
+        """Something that only the algorithm knows what to do with."""
+        if self._strategy is not None:
+            self._worked_s = self._now_s
+            self._strategy.take(event, self._now_s)
+            self._count_epochs()
+
     def _report(self, member: Member, event: Report) -> None:
-        epoch = None if self._queue is None else self._queue.epoch_of(member.worker, event.task_id)
-        if self._queue is None or epoch is None:
+        strategy = self._strategy
+        epoch = None if strategy is None else strategy.epoch_of(event)
+        if strategy is None or epoch is None:
             return
         self._worked_s = self._now_s
-        busy_s = event.pull_s + event.compute_s + event.push_s
         self._record(*self._ledger.add(event, epoch, self._now_s))
-        for complete in self._queue.report(
-            member.worker, event.task_id, event.done_upto, event.examples, busy_s
-        ):
-            self._record(self._ledger.epoch(complete, self._now_s))
-        member.steps += event.steps
+        strategy.report(event, self._now_s)
+        self._count_epochs()
+        member.steps += max(event.steps, int(event.examples > 0))
         member.streak = Streak(
             member.worker, event.nonfinite_streak, self._ledger.steps, event.nonfinite_where
         )
-        queue = self._queue
-        at_work = [m for m in self._members.every() if m.steps > 0 or queue.held(m.worker) > 0]
+        every = self._members.every()
+        at_work = [m for m in every if m.steps > 0 or strategy.expects(m.worker)]
         if reason := convergence.diverged_gradients([m.streak for m in at_work]):
             self._end(Why.DIVERGED, reason)
 
+    def _count_epochs(self) -> None:
+        assert self._strategy is not None
+        self._ledger.steps += self._strategy.steps()
+        for complete in self._strategy.complete():
+            self._record(self._ledger.epoch(complete, self._now_s))
+
     def _evaluated(self, event: Evaluated) -> None:
-        evaluation = self._evaluation
-        if evaluation is None or (evaluation.id, evaluation.worker) != (
-            event.evaluation_id,
-            event.worker,
-        ):
+        evaluation = self._evaluations.answer(event, self._now_s, self._ledger.steps)
+        if evaluation is None:
             return
-        self._evaluation = None
         self._worked_s = self._now_s
-        self._evaluation_s = max(self._now_s - evaluation.since_s, self._evaluation_s or 0.0)
-        self._metrics = dict(event.metrics)
-        self._judged = evaluation.frozen
+        if self._strategy is not None:
+            self._strategy.back(event.worker)
         line = self._ledger.evaluation(
             event.metrics,
             epoch=self._epochs,
@@ -366,12 +369,12 @@ class Training:
             self._end(Why.TARGET, convergence.describe(self._until, event.metrics))
 
     def _drained(self, member: Member) -> None:
-        if member.worker not in self._draining or self._queue is None:
+        if member.worker not in self._draining or self._strategy is None:
             return
         self._draining.discard(member.worker)
-        self._queue.put_back(self._queue.withdraw(member.worker))
+        self._strategy.withdraw(member.worker)
         if self._evaluates(member):
-            self._evaluation = None  # it had not begun
+            self._evaluations.drop()  # it had not begun
 
     def _end(
         self, why: Why, reason: str, failure: Failure | None = None, *, sealed: bool = True
@@ -432,15 +435,35 @@ class Training:
         if self._ending is not None:
             self._leave_training(self._ending)
             return
-        if self._evaluation is None and self._schedule.due(**self._reached()):
+        strategy = self._strategy
+        assert strategy is not None
+        if self._evaluations.rate != self._rate:
+            self._rate = self._evaluations.rate
+            self._record(self._ledger.happened("rate", self._now_s, factor=self._rate))
+            self._out.append(SetRate(self._rate))
+        if strategy.rests and self._evaluations.due(self._reached()):
             self._evaluate(frozen=False)
-        self._grant()
+        if self._evaluations.now is None or not strategy.stands_still:
+            self._work(strategy)
+
+    def _work(self, strategy: Strategy) -> None:
+        members = self._members.who(MemberState.STARTED)
+        reached = Reached(self._now_s, **self._reached(), max_steps=self._until.max_steps)
+        for decision in strategy.work(members, reached):
+            self._out.append(decision)
+            if isinstance(decision, Grant | Work):
+                member = self._members.living(decision.worker)
+                assert member is not None
+                self._members.take_turn(member)
 
     def _leave_training(self, ending: Ending) -> None:
         if ending.abrupt:
+            self._out.extend(self._strategy.end() if self._strategy is not None else ())
             self._freeze()
             return
         self._enter(Phase.DRAINING)
+        assert self._strategy is not None
+        self._out.extend(self._strategy.end())
         for member in self._members.who(MemberState.STARTED):
             self._draining.add(member.worker)
             self._out.append(Drain(member.worker))
@@ -455,18 +478,18 @@ class Training:
             self._freeze()
 
     def _drained_by_s(self, member: Member) -> float:
-        assert self._queue is not None
-        usual_s = self._queue.batch_s(member.worker) or 0.0
+        assert self._strategy is not None
+        usual_s = self._strategy.batch_s(member.worker) or 0.0
         if self._evaluates(member):
-            usual_s += self._evaluation_s or 0.0
+            usual_s += self._evaluations.longest_s or 0.0
         began_s = self._now_s - self._waited_s
         asked_by_s = self._asked_s + patience.STOP_DRAIN_S
         return min(began_s + patience.drain_s(usual_s), asked_by_s)
 
     def _freeze(self) -> None:
         self._draining.clear()
-        self._evaluation = None
-        self._judged = False
+        self._evaluations.drop()
+        self._evaluations.judged = False
         self._enter(Phase.FREEZING)
         self._ended_s = self._now_s
         self._out.append(Freeze())
@@ -477,14 +500,14 @@ class Training:
         assert ending is not None
         if ending.abrupt:
             self._export()
-        elif self._judged:
+        elif self._evaluations.judged:
             self._verdict(ending)
         elif self._nobody_judges(ending):
             if ending.why is not Why.STOP:
                 reason = f"{ending.reason}, but no worker could evaluate the final model"
                 self._ending = Ending(Why.STOP, reason)
             self._export()
-        elif self._evaluation is None:
+        elif self._evaluations.now is None:
             self._evaluate(frozen=True)
 
     def _nobody_judges(self, ending: Ending) -> bool:
@@ -493,7 +516,7 @@ class Training:
         if ending.why is Why.STOP:
             return alone or self._now_s - self._asked_s > patience.STOP_S
         alone_s = min(self._now_s - self._seen_s, self._waited_s)
-        bound_s = patience.judging_s(self._evaluation_s)
+        bound_s = patience.judging_s(self._evaluations.longest_s)
         return (alone and alone_s > patience.ALONE_S) or self._waited_s > bound_s
 
     def _verdict(self, ending: Ending) -> None:
@@ -545,22 +568,28 @@ class Training:
 
     @property
     def _epochs(self) -> int:
-        return 0 if self._queue is None else self._queue.complete
+        return 0 if self._strategy is None else self._strategy.epochs
+
+    @property
+    def _metrics(self) -> Mapping[str, float]:
+        return self._evaluations.metrics
 
     def _reached(self) -> dict[str, Any]:
         elapsed_s = self._ledger.elapsed_s(self._now_s)
         return {"epochs": self._epochs, "steps": self._ledger.steps, "elapsed_s": elapsed_s}
 
     def _limit(self) -> str | None:
-        return convergence.limit(self._until, **self._reached())
+        over = self._strategy.over() if self._strategy is not None else None
+        limit = convergence.limit(self._until, **self._reached())
+        return over or limit or self._evaluations.ended_by
 
     def _start_prepared(self) -> None:
-        assert self._queue is not None
+        assert self._strategy is not None
         for member in self._members.who(MemberState.PREPARED):
             member.state = MemberState.STARTED
             member.touched = True
             member.moved_s = self._now_s
-            self._queue.join(member.worker)
+            self._strategy.join(member.worker)
             self._out.append(Start(member.worker))
 
     def _evaluate(self, frozen: bool) -> None:
@@ -570,29 +599,10 @@ class Training:
             return
         member = min(ready, key=lambda member: member.turn)
         self._members.take_turn(member)
-        self._schedule.taken(**self._reached())
-        self._evaluations += 1
-        self._evaluation = Evaluation(self._evaluations, member.worker, frozen, self._now_s)
-        self._out.append(Evaluate(member.worker, self._evaluations, frozen))
-
-    def _grant(self) -> None:
-        """Give tasks, first to those that have none, until all have two or nothing is free."""
-        queue = self._queue
-        assert queue is not None
-        started = self._members.who(MemberState.STARTED)
-        while hungry := [m for m in started if queue.held(m.worker) < TASKS_HELD]:
-            member = min(hungry, key=lambda m: (queue.held(m.worker), m.turn))
-            task = queue.lease(member.worker, self._batches_left(queue))
-            if task is None:
-                return
-            self._members.take_turn(member)
-            self._out.append(Grant(member.worker, task))
-
-    def _batches_left(self, queue: TaskQueue) -> int | None:
-        """So that `max_steps` is met, and not overrun by what is queued."""
-        if self._until.max_steps is None:
-            return None
-        return self._until.max_steps - self._ledger.steps - queue.outstanding_batches()
+        if self._strategy is not None:
+            self._strategy.away(member.worker)
+        reached = self._reached()
+        self._out.append(self._evaluations.begin(member.worker, frozen, self._now_s, reached))
 
     def _finish(self) -> None:
         ending = self._ending
@@ -601,7 +611,7 @@ class Training:
         self._record(*self._ledger.flush(self._now_s))
         if self._ledger.started:
             self._out.append(Progress(self._progress_fields()))
-        frozen = self._metrics if self._judged else None
+        frozen = self._metrics if self._evaluations.judged else None
         metrics = {key: value for key, value in (frozen or {}).items() if math.isfinite(value)}
         name = verdict.metric_name(self._until, self._metrics)
         ended_s = self._now_s if self._ended_s is None else self._ended_s
@@ -619,6 +629,9 @@ class Training:
                 exported=self._exported,
                 metrics=metrics,
                 failure=ending.failure,
+                best=self._evaluations.best,
+                staleness=dict(sorted(self._ledger.staleness.items())),
+                dropped=self._ledger.dropped,
             )
         )
 

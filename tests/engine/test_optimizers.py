@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dsgd_cli.contract.errors import SpecError
-from dsgd_cli.engine.optimizers import CHUNK, OPTIMIZERS, Optimizer, make
+from dsgd_cli.engine.optimizers import CHUNK, OPTIMIZERS, SCRATCH_ROWS, Optimizer, make
 
 Vector = np.ndarray[Any, Any]
 STEPS = 7
@@ -101,7 +101,7 @@ def run(optimizer: Optimizer, w: Vector, steps: list[Vector], chunk: int) -> Vec
     w = w.copy()
     slots = tuple(np.full_like(w, first) for first in optimizer.slot_init)
     assert len(slots) == optimizer.slots
-    scratch = np.full(chunk, np.nan, w.dtype)
+    scratch = np.full((SCRATCH_ROWS, chunk), np.nan, w.dtype)
     for t, g in enumerate(steps, start=1):
         optimizer.apply(w, slots, g, scratch, t)
     assert all(slot.dtype == w.dtype for slot in slots)

@@ -35,7 +35,9 @@ from dsgd_cli.engine.shard import (
 Vector = np.ndarray[Any, Any]
 
 
-def add(data: Vector, slots: tuple[Vector, ...], g: Vector, scratch: Vector, t: int) -> None:
+def add(
+    data: Vector, slots: tuple[Vector, ...], g: Vector, scratch: Vector, t: int, rate: float
+) -> None:
     np.add(data, g, out=data)
 
 
@@ -618,7 +620,9 @@ def test_threads_lose_no_update_and_read_no_torn_block() -> None:
 def test_fence_and_freeze_wait_for_the_update_under_way(barrier: str) -> None:
     begun, proceed = threading.Event(), threading.Event()
 
-    def slow(data: Vector, slots: tuple[Vector, ...], g: Vector, scratch: Vector, t: int) -> None:
+    def slow(
+        data: Vector, slots: tuple[Vector, ...], g: Vector, scratch: Vector, t: int, rate: float
+    ) -> None:
         begun.set()
         assert proceed.wait(10)
         np.add(data, g, out=data)

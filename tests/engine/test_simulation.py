@@ -19,6 +19,7 @@ import pytest
 
 from dsgd_cli.engine import convergence, patience, training
 from dsgd_cli.engine import events as e
+from dsgd_cli.engine.algorithms.streaming import Streaming
 from dsgd_cli.engine.members import Member, Members, MemberState
 from dsgd_cli.engine.tasks import Remainder, TaskQueue
 from dsgd_cli.engine.training import Phase, Training
@@ -527,9 +528,9 @@ def lose_a_dead_evaluators_evaluation(patch: pytest.MonkeyPatch) -> None:
     lost = Training._lost
 
     def mutant(self: Training, member: Member) -> None:
-        evaluation = self._evaluation
+        evaluation = self._evaluations.now
         lost(self, member)
-        self._evaluation = evaluation
+        self._evaluations.now = evaluation
 
     patch.setattr(Training, "_lost", mutant)
 
@@ -554,7 +555,7 @@ def evaluate_twice_at_once(patch: pytest.MonkeyPatch) -> None:
 
     def mutant(self: Training) -> None:
         original(self)
-        if self._phase is Phase.TRAINING and self._schedule.due(**self._reached()):
+        if self._phase is Phase.TRAINING and self._evaluations._schedule.due(**self._reached()):
             self._evaluate(frozen=False)
 
     patch.setitem(training._STEPS, Phase.TRAINING, mutant)
@@ -570,7 +571,7 @@ def start_before_the_model_is_loaded(patch: pytest.MonkeyPatch) -> None:
 
 
 def overrun_max_steps(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Training, "_batches_left", lambda self, queue: None)
+    patch.setattr(Streaming, "_batches_left", lambda self, reached: None)
 
 
 def never_find_out_who_hangs(patch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,14 @@ Source: J. Dean et al., "Large Scale Distributed Deep Networks", NIPS 2012, sect
 algorithm 1.1 of the appendix: a replica adds each minibatch's gradient to an accrued sum, sends
 the sum every n_push steps and starts it anew, and asks for the parameters every n_fetch steps.
 
-What differs from the paper: it does not take steps of its own between two fetches, so with
-`fetch_every` > 1 all gradients until the next fetch are of the same parameters; counts run from
-the last push or fetch instead of from the first step; the sum is also sent when a task ends, so
-that a task that ended is in the parameters as a whole; a gradient that is not finite is left out
-of the sum. As in the paper pushes and fetches go on while the next gradient is computed, but never
-more than one exchange: a gradient is of parameters that lack at most this replica's last push.
-The optimizer (Adagrad in the paper) is the server's, and sees the sum as one gradient.
+What differs from the paper: counts run from the last push or fetch instead of from the first step;
+the sum is also sent when a task ends, so that a task that ended is in the parameters as a whole; a
+gradient that is not finite is left out of the sum. As in the paper pushes and fetches go on while
+the next gradient is computed, but never more than one exchange: a gradient is of parameters that
+lack at most this replica's last push. The replica's own steps between two fetches (the paper's
+w -= α·g) are the loop's (`daemons.streams`), and are done again on what a fetch has brought, for
+the gradients that it cannot contain. The optimizer (Adagrad in the paper) is the server's, and sees
+the sum as one gradient.
 
 Pure bookkeeping: the caller owns the buffers and does what it is told.
 """
@@ -37,6 +38,7 @@ class Downpour:
     push_every: int = 1
     fetch_every: int = 1
     summed: int = 0  # gradients in the sum: not pushed yet
+    pushed: int = 0  # gradients in the newest push
     _since_push: int = 0
     _since_fetch: int = 0
 
@@ -70,6 +72,7 @@ class Downpour:
         self._since_fetch = 0
 
     def _sent(self) -> None:
+        self.pushed = self.summed
         self.summed = 0
         self._since_push = 0
 

@@ -1,0 +1,70 @@
+"""The algorithms by name: one literal table of what makes a run's strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dsgd_cli.engine.algorithms import search
+from dsgd_cli.engine.algorithms.base import Strategy
+from dsgd_cli.engine.algorithms.sandblaster import Sandblaster
+from dsgd_cli.engine.algorithms.stale_synchronous import Clocks
+from dsgd_cli.engine.algorithms.streaming import Streaming, WarmStart
+from dsgd_cli.engine.algorithms.synchronous import Synchronous
+from dsgd_cli.engine.events import Settings
+from dsgd_cli.engine.tasks import TaskQueue
+
+NOISE = 50.0  # times the dtype's precision: what rounding does to a sum of losses
+
+
+def _queue(settings: Settings, examples: int) -> TaskQueue:
+    assert settings.batch_size is not None
+    return TaskQueue(examples, settings.batch_size, settings.until.max_epochs)
+
+
+def _downpour(settings: Settings, examples: int) -> Strategy:
+    warm_start = settings.algorithm.get("warm_start")
+    return Streaming(
+        _queue(settings, examples),
+        warm_start=None if warm_start is None else WarmStart.of(warm_start),
+    )
+
+
+def _stale_synchronous(settings: Settings, examples: int) -> Strategy:
+    return Streaming(_queue(settings, examples), Clocks(settings.algorithm["bound"]))
+
+
+def _synchronous(settings: Settings, examples: int) -> Strategy:
+    backups = settings.algorithm["backup_workers"]
+    return Synchronous(
+        _queue(settings, examples),
+        needed=settings.workers - backups,
+        backups=backups,
+        clip_norm=settings.optimizer.get("clip_norm"),
+    )
+
+
+def _sandblaster(settings: Settings, examples: int) -> Strategy:
+    options = settings.algorithm
+    how = search.Settings(
+        method=options["method"],
+        memory=options["memory"],
+        l2=options["l2"],
+        tolerance=options["tolerance"],
+        noise=NOISE * float(np.finfo(settings.dtype).eps),
+    )
+    return Sandblaster(how, examples, settings.workers, options["portions"], options["rows"])
+
+
+STRATEGIES: dict[str, Callable[[Settings, int], Strategy]] = {
+    "downpour": _downpour,
+    "synchronous": _synchronous,
+    "stale_synchronous": _stale_synchronous,
+    "sandblaster": _sandblaster,
+}
+
+
+def make_strategy(settings: Settings, examples: int) -> Strategy:
+    """The coordinator's half of the run's algorithm."""
+    return STRATEGIES[settings.algorithm["name"]](settings, examples)
