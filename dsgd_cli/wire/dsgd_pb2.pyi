@@ -13,6 +13,7 @@ class Operation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PUSH: _ClassVar[Operation]
     PUSH_PULL: _ClassVar[Operation]
     WRITE: _ClassVar[Operation]
+    CONTRIBUTE: _ClassVar[Operation]
 
 class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -28,10 +29,12 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FROZEN: _ClassVar[Reason]
     NOT_CONFIGURED: _ClassVar[Reason]
     NO_CARRIER: _ClassVar[Reason]
+    ROUND_OVER: _ClassVar[Reason]
 PULL: Operation
 PUSH: Operation
 PUSH_PULL: Operation
 WRITE: Operation
+CONTRIBUTE: Operation
 UNKNOWN: Reason
 WRONG_CLUSTER: Reason
 WRONG_EPOCH: Reason
@@ -44,9 +47,10 @@ NOT_FINITE: Reason
 FROZEN: Reason
 NOT_CONFIGURED: Reason
 NO_CARRIER: Reason
+ROUND_OVER: Reason
 
 class FromWorker(_message.Message):
-    __slots__ = ("hello", "heartbeat", "reached", "unreachable", "prepared", "initialised", "report", "evaluated", "failed", "drained")
+    __slots__ = ("hello", "heartbeat", "reached", "unreachable", "prepared", "initialised", "report", "evaluated", "failed", "drained", "claimed", "ticked")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     REACHED_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +61,8 @@ class FromWorker(_message.Message):
     EVALUATED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     DRAINED_FIELD_NUMBER: _ClassVar[int]
+    CLAIMED_FIELD_NUMBER: _ClassVar[int]
+    TICKED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     heartbeat: Heartbeat
     reached: Reached
@@ -67,10 +73,12 @@ class FromWorker(_message.Message):
     evaluated: Evaluated
     failed: WorkerFailed
     drained: Drained
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., reached: _Optional[_Union[Reached, _Mapping]] = ..., unreachable: _Optional[_Union[Unreachable, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., initialised: _Optional[_Union[Initialised, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., failed: _Optional[_Union[WorkerFailed, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ...) -> None: ...
+    claimed: Claimed
+    ticked: Ticked
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., reached: _Optional[_Union[Reached, _Mapping]] = ..., unreachable: _Optional[_Union[Unreachable, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., initialised: _Optional[_Union[Initialised, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluated, _Mapping]] = ..., failed: _Optional[_Union[WorkerFailed, _Mapping]] = ..., drained: _Optional[_Union[Drained, _Mapping]] = ..., claimed: _Optional[_Union[Claimed, _Mapping]] = ..., ticked: _Optional[_Union[Ticked, _Mapping]] = ...) -> None: ...
 
 class FromCoordinator(_message.Message):
-    __slots__ = ("welcome", "heartbeat", "servers", "lease", "prepare", "initialise", "start", "grant", "evaluate", "drain", "run_over")
+    __slots__ = ("welcome", "heartbeat", "servers", "lease", "prepare", "initialise", "start", "grant", "evaluate", "drain", "run_over", "work", "accept", "late", "advance")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     SERVERS_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +90,10 @@ class FromCoordinator(_message.Message):
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     RUN_OVER_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
+    ADVANCE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     heartbeat: Heartbeat
     servers: Servers
@@ -93,7 +105,11 @@ class FromCoordinator(_message.Message):
     evaluate: Evaluate
     drain: Drain
     run_over: RunOver
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., servers: _Optional[_Union[Servers, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., initialise: _Optional[_Union[Initialise, _Mapping]] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., run_over: _Optional[_Union[RunOver, _Mapping]] = ...) -> None: ...
+    work: Work
+    accept: Accept
+    late: Late
+    advance: Advance
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., servers: _Optional[_Union[Servers, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., initialise: _Optional[_Union[Initialise, _Mapping]] = ..., start: _Optional[_Union[Start, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., run_over: _Optional[_Union[RunOver, _Mapping]] = ..., work: _Optional[_Union[Work, _Mapping]] = ..., accept: _Optional[_Union[Accept, _Mapping]] = ..., late: _Optional[_Union[Late, _Mapping]] = ..., advance: _Optional[_Union[Advance, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("cluster_id", "worker")
@@ -236,6 +252,66 @@ class Grant(_message.Message):
     task: Task
     def __init__(self, epoch: _Optional[int] = ..., task: _Optional[_Union[Task, _Mapping]] = ...) -> None: ...
 
+class Work(_message.Message):
+    __slots__ = ("epoch", "task", "round", "part", "needs", "fetch")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    task: Task
+    round: int
+    part: int
+    needs: int
+    fetch: bool
+    def __init__(self, epoch: _Optional[int] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., round: _Optional[int] = ..., part: _Optional[int] = ..., needs: _Optional[int] = ..., fetch: _Optional[bool] = ...) -> None: ...
+
+class Claimed(_message.Message):
+    __slots__ = ("epoch", "task")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    task: int
+    def __init__(self, epoch: _Optional[int] = ..., task: _Optional[int] = ...) -> None: ...
+
+class Accept(_message.Message):
+    __slots__ = ("epoch", "task", "round", "part")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    task: int
+    round: int
+    part: int
+    def __init__(self, epoch: _Optional[int] = ..., task: _Optional[int] = ..., round: _Optional[int] = ..., part: _Optional[int] = ...) -> None: ...
+
+class Late(_message.Message):
+    __slots__ = ("epoch", "task")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    task: int
+    def __init__(self, epoch: _Optional[int] = ..., task: _Optional[int] = ...) -> None: ...
+
+class Advance(_message.Message):
+    __slots__ = ("epoch", "limit")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    limit: int
+    def __init__(self, epoch: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class Ticked(_message.Message):
+    __slots__ = ("epoch", "clock")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    clock: int
+    def __init__(self, epoch: _Optional[int] = ..., clock: _Optional[int] = ...) -> None: ...
+
 class Drain(_message.Message):
     __slots__ = ("epoch",)
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -249,15 +325,17 @@ class Drained(_message.Message):
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
 class Evaluate(_message.Message):
-    __slots__ = ("epoch", "evaluation")
+    __slots__ = ("epoch", "evaluation", "best")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    BEST_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     evaluation: int
-    def __init__(self, epoch: _Optional[int] = ..., evaluation: _Optional[int] = ...) -> None: ...
+    best: float
+    def __init__(self, epoch: _Optional[int] = ..., evaluation: _Optional[int] = ..., best: _Optional[float] = ...) -> None: ...
 
 class Evaluated(_message.Message):
-    __slots__ = ("epoch", "evaluation", "metrics")
+    __slots__ = ("epoch", "evaluation", "metrics", "kept")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -268,13 +346,32 @@ class Evaluated(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     evaluation: int
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, epoch: _Optional[int] = ..., evaluation: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    kept: Kept
+    def __init__(self, epoch: _Optional[int] = ..., evaluation: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., kept: _Optional[_Union[Kept, _Mapping]] = ...) -> None: ...
+
+class Kept(_message.Message):
+    __slots__ = ("path", "bytes", "sha256")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    bytes: int
+    sha256: str
+    def __init__(self, path: _Optional[str] = ..., bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("epoch", "task", "done_upto", "steps", "examples", "loss_sum", "loss_count", "stale_count", "stale_sum", "stale_max", "bytes_moved", "pull_s", "compute_s", "push_s", "nonfinite_streak", "nonfinite_where")
+    __slots__ = ("epoch", "task", "done_upto", "steps", "examples", "loss_sum", "loss_count", "staleness", "dropped", "round", "bytes_moved", "pull_s", "compute_s", "push_s", "nonfinite_streak", "nonfinite_where")
+    class StalenessEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     DONE_UPTO_FIELD_NUMBER: _ClassVar[int]
@@ -282,9 +379,9 @@ class Report(_message.Message):
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     LOSS_SUM_FIELD_NUMBER: _ClassVar[int]
     LOSS_COUNT_FIELD_NUMBER: _ClassVar[int]
-    STALE_COUNT_FIELD_NUMBER: _ClassVar[int]
-    STALE_SUM_FIELD_NUMBER: _ClassVar[int]
-    STALE_MAX_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     BYTES_MOVED_FIELD_NUMBER: _ClassVar[int]
     PULL_S_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
@@ -298,16 +395,16 @@ class Report(_message.Message):
     examples: int
     loss_sum: float
     loss_count: int
-    stale_count: int
-    stale_sum: int
-    stale_max: int
+    staleness: _containers.ScalarMap[int, int]
+    dropped: int
+    round: int
     bytes_moved: int
     pull_s: float
     compute_s: float
     push_s: float
     nonfinite_streak: int
     nonfinite_where: str
-    def __init__(self, epoch: _Optional[int] = ..., task: _Optional[int] = ..., done_upto: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., loss_sum: _Optional[float] = ..., loss_count: _Optional[int] = ..., stale_count: _Optional[int] = ..., stale_sum: _Optional[int] = ..., stale_max: _Optional[int] = ..., bytes_moved: _Optional[int] = ..., pull_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., push_s: _Optional[float] = ..., nonfinite_streak: _Optional[int] = ..., nonfinite_where: _Optional[str] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., task: _Optional[int] = ..., done_upto: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., loss_sum: _Optional[float] = ..., loss_count: _Optional[int] = ..., staleness: _Optional[_Mapping[int, int]] = ..., dropped: _Optional[int] = ..., round: _Optional[int] = ..., bytes_moved: _Optional[int] = ..., pull_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., push_s: _Optional[float] = ..., nonfinite_streak: _Optional[int] = ..., nonfinite_where: _Optional[str] = ...) -> None: ...
 
 class WorkerFailed(_message.Message):
     __slots__ = ("epoch", "error", "traceback", "kind")
@@ -328,7 +425,7 @@ class RunOver(_message.Message):
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("cluster_id", "epoch", "shard", "worker", "incarnation", "seq", "operation")
+    __slots__ = ("cluster_id", "epoch", "shard", "worker", "incarnation", "seq", "operation", "tag")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
@@ -336,6 +433,7 @@ class Header(_message.Message):
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     OPERATION_FIELD_NUMBER: _ClassVar[int]
+    TAG_FIELD_NUMBER: _ClassVar[int]
     cluster_id: str
     epoch: int
     shard: int
@@ -343,7 +441,8 @@ class Header(_message.Message):
     incarnation: int
     seq: int
     operation: Operation
-    def __init__(self, cluster_id: _Optional[str] = ..., epoch: _Optional[int] = ..., shard: _Optional[int] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., seq: _Optional[int] = ..., operation: _Optional[_Union[Operation, str]] = ...) -> None: ...
+    tag: int
+    def __init__(self, cluster_id: _Optional[str] = ..., epoch: _Optional[int] = ..., shard: _Optional[int] = ..., worker: _Optional[int] = ..., incarnation: _Optional[int] = ..., seq: _Optional[int] = ..., operation: _Optional[_Union[Operation, str]] = ..., tag: _Optional[int] = ...) -> None: ...
 
 class Block(_message.Message):
     __slots__ = ("index", "data")
@@ -462,7 +561,7 @@ class HealthReply(_message.Message):
     def __init__(self, cluster_id: _Optional[str] = ..., shard: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class ConfigureRequest(_message.Message):
-    __slots__ = ("epoch", "run_id", "start", "stop", "block_elements", "dtype", "optimizer", "options_json", "fences")
+    __slots__ = ("epoch", "run_id", "start", "stop", "block_elements", "dtype", "optimizer", "options_json", "fences", "algorithm_json", "steps_per_update", "steps_per_epoch")
     class FencesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -479,6 +578,9 @@ class ConfigureRequest(_message.Message):
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_JSON_FIELD_NUMBER: _ClassVar[int]
     FENCES_FIELD_NUMBER: _ClassVar[int]
+    ALGORITHM_JSON_FIELD_NUMBER: _ClassVar[int]
+    STEPS_PER_UPDATE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     run_id: str
     start: int
@@ -488,7 +590,10 @@ class ConfigureRequest(_message.Message):
     optimizer: str
     options_json: str
     fences: _containers.ScalarMap[int, int]
-    def __init__(self, epoch: _Optional[int] = ..., run_id: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., block_elements: _Optional[int] = ..., dtype: _Optional[str] = ..., optimizer: _Optional[str] = ..., options_json: _Optional[str] = ..., fences: _Optional[_Mapping[int, int]] = ...) -> None: ...
+    algorithm_json: str
+    steps_per_update: float
+    steps_per_epoch: float
+    def __init__(self, epoch: _Optional[int] = ..., run_id: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., block_elements: _Optional[int] = ..., dtype: _Optional[str] = ..., optimizer: _Optional[str] = ..., options_json: _Optional[str] = ..., fences: _Optional[_Mapping[int, int]] = ..., algorithm_json: _Optional[str] = ..., steps_per_update: _Optional[float] = ..., steps_per_epoch: _Optional[float] = ...) -> None: ...
 
 class ConfigureReply(_message.Message):
     __slots__ = ()
@@ -545,6 +650,68 @@ class ExportReply(_message.Message):
     bytes: int
     sha256: str
     def __init__(self, path: _Optional[str] = ..., bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class CommitRequest(_message.Message):
+    __slots__ = ("epoch", "round", "parts", "scale")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    round: int
+    parts: int
+    scale: float
+    def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., parts: _Optional[int] = ..., scale: _Optional[float] = ...) -> None: ...
+
+class CommitReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MeasureRequest(_message.Message):
+    __slots__ = ("epoch", "round", "parts", "scale")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    round: int
+    parts: int
+    scale: float
+    def __init__(self, epoch: _Optional[int] = ..., round: _Optional[int] = ..., parts: _Optional[int] = ..., scale: _Optional[float] = ...) -> None: ...
+
+class MeasureReply(_message.Message):
+    __slots__ = ("squares",)
+    SQUARES_FIELD_NUMBER: _ClassVar[int]
+    squares: float
+    def __init__(self, squares: _Optional[float] = ...) -> None: ...
+
+class OperateRequest(_message.Message):
+    __slots__ = ("epoch", "number", "ops_json")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    OPS_JSON_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    number: int
+    ops_json: str
+    def __init__(self, epoch: _Optional[int] = ..., number: _Optional[int] = ..., ops_json: _Optional[str] = ...) -> None: ...
+
+class OperateReply(_message.Message):
+    __slots__ = ("numbers",)
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    numbers: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, numbers: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class SetRateRequest(_message.Message):
+    __slots__ = ("epoch", "factor")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    factor: float
+    def __init__(self, epoch: _Optional[int] = ..., factor: _Optional[float] = ...) -> None: ...
+
+class SetRateReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class RenewLeaseRequest(_message.Message):
     __slots__ = ("seconds",)

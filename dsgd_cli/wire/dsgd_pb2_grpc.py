@@ -159,6 +159,26 @@ class ServerStub:
                 request_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.ExportRequest.SerializeToString,
                 response_deserializer=dsgd__cli_dot_wire_dot_dsgd__pb2.ExportReply.FromString,
                 _registered_method=True)
+        self.Commit = channel.unary_unary(
+                '/dsgd.Server/Commit',
+                request_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.CommitRequest.SerializeToString,
+                response_deserializer=dsgd__cli_dot_wire_dot_dsgd__pb2.CommitReply.FromString,
+                _registered_method=True)
+        self.Measure = channel.unary_unary(
+                '/dsgd.Server/Measure',
+                request_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.MeasureRequest.SerializeToString,
+                response_deserializer=dsgd__cli_dot_wire_dot_dsgd__pb2.MeasureReply.FromString,
+                _registered_method=True)
+        self.Operate = channel.unary_unary(
+                '/dsgd.Server/Operate',
+                request_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.OperateRequest.SerializeToString,
+                response_deserializer=dsgd__cli_dot_wire_dot_dsgd__pb2.OperateReply.FromString,
+                _registered_method=True)
+        self.SetRate = channel.unary_unary(
+                '/dsgd.Server/SetRate',
+                request_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.SetRateRequest.SerializeToString,
+                response_deserializer=dsgd__cli_dot_wire_dot_dsgd__pb2.SetRateReply.FromString,
+                _registered_method=True)
         self.RenewLease = channel.unary_unary(
                 '/dsgd.Server/RenewLease',
                 request_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.RenewLeaseRequest.SerializeToString,
@@ -222,6 +242,30 @@ class ServerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Commit(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Measure(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Operate(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRate(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RenewLease(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -270,6 +314,26 @@ def add_ServerServicer_to_server(servicer, server):
                     servicer.Export,
                     request_deserializer=dsgd__cli_dot_wire_dot_dsgd__pb2.ExportRequest.FromString,
                     response_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.ExportReply.SerializeToString,
+            ),
+            'Commit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Commit,
+                    request_deserializer=dsgd__cli_dot_wire_dot_dsgd__pb2.CommitRequest.FromString,
+                    response_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.CommitReply.SerializeToString,
+            ),
+            'Measure': grpc.unary_unary_rpc_method_handler(
+                    servicer.Measure,
+                    request_deserializer=dsgd__cli_dot_wire_dot_dsgd__pb2.MeasureRequest.FromString,
+                    response_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.MeasureReply.SerializeToString,
+            ),
+            'Operate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Operate,
+                    request_deserializer=dsgd__cli_dot_wire_dot_dsgd__pb2.OperateRequest.FromString,
+                    response_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.OperateReply.SerializeToString,
+            ),
+            'SetRate': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRate,
+                    request_deserializer=dsgd__cli_dot_wire_dot_dsgd__pb2.SetRateRequest.FromString,
+                    response_serializer=dsgd__cli_dot_wire_dot_dsgd__pb2.SetRateReply.SerializeToString,
             ),
             'RenewLease': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewLease,
@@ -496,6 +560,114 @@ class Server:
             '/dsgd.Server/Export',
             dsgd__cli_dot_wire_dot_dsgd__pb2.ExportRequest.SerializeToString,
             dsgd__cli_dot_wire_dot_dsgd__pb2.ExportReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Commit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dsgd.Server/Commit',
+            dsgd__cli_dot_wire_dot_dsgd__pb2.CommitRequest.SerializeToString,
+            dsgd__cli_dot_wire_dot_dsgd__pb2.CommitReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Measure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dsgd.Server/Measure',
+            dsgd__cli_dot_wire_dot_dsgd__pb2.MeasureRequest.SerializeToString,
+            dsgd__cli_dot_wire_dot_dsgd__pb2.MeasureReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Operate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dsgd.Server/Operate',
+            dsgd__cli_dot_wire_dot_dsgd__pb2.OperateRequest.SerializeToString,
+            dsgd__cli_dot_wire_dot_dsgd__pb2.OperateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dsgd.Server/SetRate',
+            dsgd__cli_dot_wire_dot_dsgd__pb2.SetRateRequest.SerializeToString,
+            dsgd__cli_dot_wire_dot_dsgd__pb2.SetRateReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,10 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "/dsgd.Server/Freeze": frozenset({"coordinator"}),
     "/dsgd.Server/Thaw": frozenset({"coordinator"}),
     "/dsgd.Server/Export": frozenset({"coordinator"}),
+    "/dsgd.Server/Commit": frozenset({"coordinator"}),
+    "/dsgd.Server/Measure": frozenset({"coordinator"}),
+    "/dsgd.Server/Operate": frozenset({"coordinator"}),
+    "/dsgd.Server/SetRate": frozenset({"coordinator"}),
     "/dsgd.Server/RenewLease": frozenset({"coordinator"}),
 }
 

@@ -22,6 +22,7 @@ from dsgd_cli.wire.channels.spin import Spin
 
 PAUSE_S = (0.05, 1.0)  # between attempts to connect: the first, and at most
 FROZEN_PAUSE_S = 0.02
+DROPPED = 1 << 63  # in a version: see `Exchange`
 LOOK_S = 0.5  # how long a wait lasts before the channel is asked whether it was closed
 
 Data: TypeAlias = "bytes | memoryview"
@@ -45,6 +46,7 @@ class Operation(enum.IntEnum):
     PUSH = 1, True, False
     PUSH_PULL = 2, True, True
     WRITE = 3, True, False
+    CONTRIBUTE = 4, True, False
 
 
 OPERATIONS: dict[int, Operation] = {operation.value: operation for operation in Operation}
@@ -65,6 +67,7 @@ class Reason(enum.IntEnum):
     FROZEN = 9
     NOT_CONFIGURED = 10
     NO_CARRIER = 11
+    ROUND_OVER = 12
 
 
 class Unavailable(Exception):
@@ -116,13 +119,17 @@ class Shape:
 
 @dataclass(slots=True)
 class Exchange:
-    """One push, pull, push_pull or write of a whole shard; its answers are filled in."""
+    """One exchange with a whole shard; its answers are filled in.
+
+    A version of which `DROPPED` is set says that the push was too late to be applied.
+    """
 
     operation: Operation
-    seq: int = 0  # of a push
+    seq: int = 0  # of a push; CONTRIBUTE: the round
     data: memoryview | None = None  # bytes that go up: the shard's gradient, or first values
     into: memoryview | None = None  # writable bytes for what comes down
     since: Sequence[int] = ()  # PULL: only blocks newer than these
+    tag: int = 0  # see `Header`
     versions: list[int] = field(default_factory=list)  # per block, after this exchange
     applied: list[tuple[int, int]] = field(default_factory=list)  # my newest (incarnation, seq)
 
@@ -218,8 +225,11 @@ class Header(NamedTuple):
     """What opens an exchange, as the server reads it."""
 
     route: Route
-    seq: int
+    seq: int  # CONTRIBUTE: the round
     operation: Operation
+    # a push: the version of the first block that its gradient was computed with, plus the worker's
+    # own pushes since then; CONTRIBUTE: the part
+    tag: int = 0
 
 
 State: TypeAlias = tuple[int, tuple[int, int]]  # of a block: (version, applied[worker])
@@ -243,11 +253,11 @@ class HeldShard(Protocol):
         each block: 2 x version in the lower 40 bits, the number of first values written above, and
         odd while the block changes."""
 
-    def push(self, header: Header, block: int, data: Data, take: Take | None = None) -> State:
-        """Apply a gradient, or skip it if it is a duplicate. Raises Refused."""
+    def change(self, header: Header, block: int, data: Data, take: Take | None = None) -> State:
+        """What the header says: apply a gradient (once), set first values, contribute to a sum.
 
-    def write(self, header: Header, block: int, data: Data) -> State:
-        """Set first values. Raises Refused."""
+        Raises Refused. `take` gets the fresh values, of an operation that fetches.
+        """
 
     def read(self, worker: int, block: int, take: Take | None = None) -> State:
         """The state and, with `take`, the values that belong to it."""

@@ -9,7 +9,7 @@ does not open is never looked at: the connection is `Broken`, for good.
 An exchange on the wire (worker up, server down); a shard that fits `INLINE_BYTES` needs one frame
 each way:
 
-    up    EXCHANGE (operation, seq, since or inline values)   DATA ...
+    up    EXCHANGE (operation, seq, tag, since or inline values)   DATA ...
     down  [PICK (blocks newer than `since`)]   DATA ...   DONE (state of each block, inline values)
           or REFUSED at any time: it ends the exchange
 """
@@ -30,7 +30,7 @@ TICKET_BYTES = 16
 KEY_BYTES = 16
 TAG_BYTES = 16
 HEAD = struct.Struct("<IBBxx")  # bytes of the body as sent, kind, crowd
-OPENING = struct.Struct("<BxxxIQ")  # EXCHANGE: operation, blocks in `since`, seq
+OPENING = struct.Struct("<BxxxIQQ")  # EXCHANGE: operation, blocks in `since`, seq, tag
 STATE = struct.Struct("<QQQ")  # DONE, for each block: version, applied (incarnation, seq)
 REFUSAL = struct.Struct("<II")  # REFUSED: reason, block; then the message
 FRAME_BYTES = 1 << 20  # of blocks in a frame, unless one block is larger

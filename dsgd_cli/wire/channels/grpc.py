@@ -208,7 +208,7 @@ class _Stream:
 
 def messages(route: Route, shape: Shape, exchange: Exchange) -> Iterator[pb.ExchangeRequest]:
     """The requests of an exchange, each made only when the one before is on its way."""
-    header = header_of(route, exchange.seq, exchange.operation)
+    header = header_of(route, exchange.seq, exchange.operation, exchange.tag)
     if not exchange.operation.sends:
         yield pb.ExchangeRequest(header=header, last=True, since=exchange.since)
         return
@@ -305,7 +305,7 @@ class _Incoming:
         operation = OPERATIONS.get(int(wire.operation))
         if operation is None:
             raise Refused(Reason.WRONG_ORDER, f"operation {wire.operation}")
-        header = Header(route_of(wire, self._worker), wire.seq, operation)
+        header = Header(route_of(wire, self._worker), wire.seq, operation, wire.tag)
         self._shard = self._holding.admit(header)
         self._shape = self._shard.shape
         self._header = header
@@ -327,11 +327,8 @@ class _Incoming:
     def _sent(self, header: Header, block: pb.Block) -> pb.FreshBlock:
         self._check(block)
         fresh = _Fresh(block.index)
-        if header.operation is Operation.WRITE:
-            state = self._shard.write(header, block.index, block.data)
-        else:
-            take = fresh.take if header.operation.fetches else None
-            state = self._shard.push(header, block.index, block.data, take)
+        take = fresh.take if header.operation.fetches else None
+        state = self._shard.change(header, block.index, block.data, take)
         self._next_block += 1
         return fresh.message(state)
 
@@ -397,7 +394,9 @@ def _refusal(refused: Refused) -> pb.ExchangeReply:
 # ── for every carrier ──────────────────────────────────────────────────────────────────────────
 
 
-def header_of(route: Route, seq: int = 0, operation: Operation = Operation.PULL) -> pb.Header:
+def header_of(
+    route: Route, seq: int = 0, operation: Operation = Operation.PULL, tag: int = 0
+) -> pb.Header:
     """A route on the wire."""
     return pb.Header(
         cluster_id=route.cluster_id,
@@ -407,6 +406,7 @@ def header_of(route: Route, seq: int = 0, operation: Operation = Operation.PULL)
         incarnation=route.incarnation,
         seq=seq,
         operation=cast("pb.Operation", int(operation)),
+        tag=tag,
     )
 
 

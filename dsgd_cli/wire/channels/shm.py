@@ -25,6 +25,7 @@ from dsgd_cli.contract.names import process_name
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels.base import (
+    DROPPED,
     FROZEN_PAUSE_S,
     Channel,
     Exchange,
@@ -198,7 +199,7 @@ class ShmChannel:
         if exchange.operation.sends:
             assert exchange.data is not None
             offset = self._placed(exchange.data)
-        link.request(exchange.operation, exchange.seq, offset)
+        link.request(exchange, offset)
 
     def _is_elsewhere(self, data: memoryview | None) -> bool:
         """Whether these bytes are neither in the memory, nor is it one to copy them to."""
@@ -266,7 +267,8 @@ class ShmChannel:
         stamp = link.copy_block(block, start, target)
         if stamp is None:
             return False
-        self._exchange.versions[block] = (stamp & VERSION_BITS) >> 1  # with others' pushes
+        version = (stamp & VERSION_BITS) >> 1  # with others' pushes
+        self._exchange.versions[block] = version | answer.version & DROPPED
         link.copied()
         return True
 

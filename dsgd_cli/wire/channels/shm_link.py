@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dsgd_cli.wire import dsgd_pb2 as pb
-from dsgd_cli.wire.channels.base import Operation, Reason, Refused, Shape
+from dsgd_cli.wire.channels.base import Exchange, Reason, Refused, Shape
 from dsgd_cli.wire.channels.shm_memory import (
     Bytes,
     GradientMemory,
@@ -141,9 +141,9 @@ class Link:
 
     # ── requests and answers ──
 
-    def request(self, operation: Operation, seq: int, offset: int) -> None:
+    def request(self, exchange: Exchange, offset: int) -> None:
         """Asks. The answers to the request before it must have been taken, or are dropped."""
-        REQUEST.pack_into(self._record, 0, seq, offset, operation)
+        REQUEST.pack_into(self._record, 0, exchange.seq, offset, exchange.operation, exchange.tag)
         self._number += 1
         order()
         self._desk[ASKED] = self._number

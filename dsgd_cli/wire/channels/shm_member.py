@@ -20,11 +20,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from dsgd_cli.wire.channels.base import (
+    DROPPED,
     OPERATIONS,
     Header,
     HeldShard,
     Holding,
-    Operation,
     Reason,
     Refused,
     Route,
@@ -193,12 +193,12 @@ class Member:
         """Takes the request. Raises Ended where there can be no such request."""
         order()
         self._number = self._desk[ASKED]
-        seq, offset, number = REQUEST.unpack_from(self._record)
+        seq, offset, number, tag = REQUEST.unpack_from(self._record)
         self.busy = True
         operation = OPERATIONS.get(number)
         if operation is None:
             raise Ended
-        header = Header(self.route, seq, operation)
+        header = Header(self.route, seq, operation, tag)
         if operation.sends:
             size = self.shard.shape.size_bytes
             if not SLOTS_AT <= offset <= self._gradients.size - size:
@@ -259,16 +259,14 @@ class Member:
         """The work of a push or write; yields bytes done, 0 when it has to wait."""
         held = self._admit(header)
         shape, shard = self.shard.shape, self.shard
-        operation = header.operation
-        change = held.write if operation is Operation.WRITE else held.push
-        kind = FRESH if operation.fetches else STATE
+        kind = FRESH if header.operation.fetches else STATE
         for block in range(shape.blocks):
             while shard.holds and shard.is_read(block, self):
                 yield 0
             start, stop = shape.bounds(block)
             own = shard.own[: stop - start]
             np.copyto(own, gradient[start:stop])
-            self._say(kind, block, change(header, block, own.data))
+            self._say(kind, block, held.change(header, block, own.data))
             yield stop - start
 
     def _pulled(self, header: Header) -> Iterator[int]:
@@ -295,7 +293,8 @@ class Member:
         if kind == FRESH:
             snapshot = self.shard.announce(block, self)
             if snapshot is not None:
-                place, stamp, version = snapshot.place, snapshot.stamp, snapshot.version
+                place, stamp = snapshot.place, snapshot.stamp
+                version = snapshot.version | version & DROPPED
         line = answer_at(block)
         ANSWER.pack_into(self._answers, line, version, incarnation, seq, stamp, place, kind)
 

@@ -31,7 +31,7 @@ WELCOME = struct.Struct("=8sQI")  # magic, memory bytes, whether there are snaps
 # A desk: words of 8 bytes, a cache line, in the worker's memory.
 DESK_BYTES = 64
 PROGRESS, ASKED, SLEEPS, REQUEST_AT = range(4)
-REQUEST = struct.Struct("=QQQ")  # seq, offset, operation
+REQUEST = struct.Struct("=QQQQ")  # seq, offset, operation, tag
 
 # The answers: a page of words about all of them, then a cache line for each block.
 HEAD_BYTES = 4096

@@ -177,7 +177,8 @@ class TcpChannel:
 
     def _opening(self, link: _Link) -> None:
         exchange = self._exchange
-        head = OPENING.pack(exchange.operation, len(exchange.since), exchange.seq)
+        since = len(exchange.since)
+        head = OPENING.pack(exchange.operation, since, exchange.seq, exchange.tag)
         if exchange.since:
             body: Any = head + struct.pack(f"<{len(exchange.since)}Q", *exchange.since)
         elif self._inline and exchange.operation.sends:

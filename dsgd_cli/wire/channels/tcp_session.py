@@ -17,7 +17,6 @@ from dsgd_cli.wire.channels.base import (
     Header,
     HeldShard,
     Holding,
-    Operation,
     Reason,
     Refused,
     Route,
@@ -97,11 +96,11 @@ class Session:
         self._header = None
         if len(body) < OPENING.size:
             raise Broken("a short opening")
-        number, since_count, seq = OPENING.unpack_from(body)
+        number, since_count, seq, tag = OPENING.unpack_from(body)
         operation = OPERATIONS.get(number)
         if operation is None:
             raise Broken(f"operation {number}")
-        return Header(self._route, seq, operation), body[OPENING.size :], since_count
+        return Header(self._route, seq, operation, tag), body[OPENING.size :], since_count
 
     def _admit(self, header: Header) -> None:
         if self._holding.admit(header) is not self._held:
@@ -166,10 +165,7 @@ class Session:
             self._block(header, block, values[part], None if fresh is None else _into(fresh[part]))
 
     def _block(self, header: Header, block: int, values: memoryview, take: Take | None) -> None:
-        if header.operation is Operation.WRITE:
-            self._note(block, self._held.write(header, block, values))
-        else:
-            self._note(block, self._held.push(header, block, values, take))
+        self._note(block, self._held.change(header, block, values, take))
 
     # ── values that go ──
 

@@ -58,7 +58,9 @@ class Client:
 
     def push(self, seq: int, values: Any) -> bytes:
         """A whole push of a tiny shard, as one frame."""
-        return self.sealed(Kind.EXCHANGE, OPENING.pack(Operation.PUSH_PULL, 0, seq) + bytes(values))
+        return self.sealed(
+            Kind.EXCHANGE, OPENING.pack(Operation.PUSH_PULL, 0, seq, 0) + bytes(values)
+        )
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes; fewer where the connection ends."""

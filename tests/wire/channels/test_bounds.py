@@ -22,7 +22,7 @@ def resident() -> int:
 
 def push(client: Client, shape: Shape) -> None:
     """A whole push_pull, a frame at a time."""
-    client.end.sendall(client.sealed(Kind.EXCHANGE, OPENING.pack(Operation.PUSH_PULL, 0, 1)))
+    client.end.sendall(client.sealed(Kind.EXCHANGE, OPENING.pack(Operation.PUSH_PULL, 0, 1, 0)))
     for run in frames.runs(shape, range(shape.blocks)):
         start, stop = frames.bounds(shape, run)
         client.end.sendall(client.sealed(Kind.DATA, bytes(stop - start)))

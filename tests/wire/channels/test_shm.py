@@ -457,7 +457,7 @@ class Rude:
         assert welcomed(self.end)
 
     def ask(self, number: int, seq: int, offset: int, operation: int) -> None:
-        REQUEST.pack_into(self._desk, 8 * REQUEST_AT, seq, offset, operation)
+        REQUEST.pack_into(self._desk, 8 * REQUEST_AT, seq, offset, operation, 0)
         self._desk.cast("Q")[ASKED] = number
         with contextlib.suppress(BlockingIOError):
             self.end.send(RING)

@@ -441,7 +441,7 @@ def test_who_does_not_read_is_not_written_to_for_ever(shard: Shard) -> None:
     try:
         assert greedy.is_let_in()
         greedy.end.settimeout(0.5)
-        pull = frames.OPENING.pack(Operation.PULL, 0, 0)
+        pull = frames.OPENING.pack(Operation.PULL, 0, 0, 0)
         sent = 0
         with pytest.raises(TimeoutError):
             while sent < 100 << 20:
