@@ -235,7 +235,9 @@ class Coordinator(CoordinatorServicer):
             self._line.send({"type": "bench_ready", "error": str(error)})
             return
         self._epoch = max(self._epoch, self._peers.epoch) + 1
-        request = configuration(layout, self._epoch, "bench", order["optimizer"], self._living())
+        request = configuration(
+            layout, self._epoch, "bench", order["optimizer"], self._living(), {"name": "downpour"}
+        )
         await self._peers.all("Configure", request, SLOW_CALL_TIMEOUT_S)
         self._line.send({"type": "bench_ready", "epoch": self._epoch})
 

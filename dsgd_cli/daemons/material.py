@@ -48,7 +48,7 @@ def load(train: Mapping[str, Any], seed: int, files: Files) -> Material:
         model=model,
         data=data,
         dtype=dtype,
-        batch_size=train["batch_size"],
+        batch_size=train["batch_size"] or train["algorithm"]["rows"],
         seed=seed,
         digest=_digest(model, data, paths["model"], seed),
     )

@@ -19,7 +19,7 @@ import numpy as np
 from dsgd_cli.engine.layout import Layout, flatten, unflatten
 from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels import base
-from dsgd_cli.wire.channels.base import Channel, Exchange, Operation, Route, Shape
+from dsgd_cli.wire.channels.base import DROPPED, Channel, Exchange, Operation, Route, Shape
 from dsgd_cli.wire.channels.choose import Wanted, open_channel
 from dsgd_cli.wire.channels.shm import share
 
@@ -41,21 +41,24 @@ class Buffer:
             self.flat = np.zeros(layout.size, layout.dtype)
         else:
             self.flat = np.frombuffer(memory, layout.dtype, layout.size)
+        self.layout = layout
         self.views = unflatten(layout, self.flat)
         self.parts = [self.flat[shard.start : shard.stop].data.cast("B") for shard in layout.shards]
 
 
 class Copy:
-    """The parameters as one fetch brought them."""
+    """The parameters as one fetch brought them, and the worker's own steps since then."""
 
     def __init__(self, layout: Layout) -> None:
         buffer = Buffer(layout)
         self.parts = buffer.parts
+        self.flat = buffer.flat
         user = buffer.flat.view()
         user.flags.writeable = False
         self.views = unflatten(layout, user)
         self.versions: list[list[int]] = []  # of each shard's blocks
         self.seq = 0  # the own pushes that it contains
+        self.own = False  # whether there are own steps in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,16 @@ class Flight:
     seq: int
 
 
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """What came of an exchange. `stale`: the most updates by others, in any block, between the
+    fetch of what the gradient was computed with and the push; `dropped`: it was too late."""
+
+    operation: Operation
+    stale: int = 0
+    dropped: bool = False
+
+
 class Parameters:
     """From the first parameters of a run to its end; for one thread, but for `close`."""
 
@@ -77,8 +90,9 @@ class Parameters:
         first, second = share(channels, self.nbytes) or (None, None)
         self.gradient = Buffer(layout, first)  # to be filled next
         self._sent = Buffer(layout, second)
-        self._shown = Copy(layout)
+        self.shown = Copy(layout)
         self._spare = Copy(layout)
+        self._step: Vector | None = None
         self._scratch: Buffer | None = None
         self._seq = 0
         self._flight: Flight | None = None
@@ -86,8 +100,9 @@ class Parameters:
         self._carrier: Direct | Background = Direct(channels) if direct else Background(channels)
 
     @property
-    def views(self) -> dict[str, Vector]:
-        return self._shown.views
+    def buffers(self) -> tuple[Buffer, Buffer]:
+        """Both gradients, for who does not stream them."""
+        return self.gradient, self._sent
 
     @property
     def scratch(self) -> Buffer:
@@ -114,54 +129,100 @@ class Parameters:
         if operation.fetches:
             into = self._spare.parts
         exchanges = [
-            Exchange(operation, self._seq if operation.sends else 0, up, down)
-            for up, down in zip(data, into, strict=True)
+            self._exchange(operation, shard, up, down)
+            for shard, (up, down) in enumerate(zip(data, into, strict=True))
         ]
-        self._flight = Flight(operation, exchanges, self._shown, self._seq)
+        self._flight = Flight(operation, exchanges, self.shown, self._seq)
         self._carrier.begin(exchanges)
 
-    def settle(self) -> tuple[Operation, int]:
-        """Waits until every shard has answered; what was fetched is shown from now on.
+    def _exchange(
+        self, operation: Operation, shard: int, up: memoryview | None, down: memoryview | None
+    ) -> Exchange:
+        versions = self.shown.versions
+        if operation.sends:
+            own = self._seq - 1 - self.shown.seq
+            return Exchange(operation, self._seq, up, down, tag=versions[shard][0] + own)
+        known = self._spare.versions if not self._spare.own else []
+        return Exchange(operation, into=down, since=known[shard] if known else ())
 
-        Returns what it was and, of a push, its staleness: the most updates by others, in any
-        block, since the fetch of the parameters that its gradient was computed with.
-        """
+    def settle(self) -> Landed:
+        """Waits until every shard has answered; what was fetched is shown from now on."""
         flight, self._flight = self._flight, None
         assert flight is not None
         self._carrier.settle()
-        versions = [exchange.versions for exchange in flight.exchanges]
+        said = [exchange.versions for exchange in flight.exchanges]
+        dropped = any(version & DROPPED for shard in said for version in shard)
+        versions = (
+            [[version & ~DROPPED for version in shard] for shard in said] if dropped else said
+        )
         stale = 0
         if flight.operation.sends:
-            stale = staleness(versions, flight.computed_with, flight.seq)
+            own = flight.seq - flight.computed_with.seq - dropped
+            stale = staleness(versions, flight.computed_with.versions, own)
         if flight.operation.fetches:
-            self._spare.versions, self._spare.seq = versions, flight.seq
-            self._shown, self._spare = self._spare, self._shown
-        return flight.operation, stale
+            fetched = self._spare
+            fetched.versions, fetched.seq, fetched.own = versions, flight.seq, False
+            self.shown, self._spare = fetched, self.shown
+        return Landed(flight.operation, stale, dropped)
+
+    def step(self, gradient: Vector, learning_rate: float) -> None:
+        """A step of the worker's own, on what is shown."""
+        if self._step is None:
+            self._step = np.empty_like(gradient)
+        np.multiply(gradient, learning_rate, out=self._step)
+        np.subtract(self.shown.flat, self._step, out=self.shown.flat)
+        self.shown.own = True
+
+    def catch_up(self, version: int) -> bool:
+        """Fetches what is new; shown, and True, once every block has this version."""
+        assert self._flight is None
+        spare = self._spare
+        known = spare.versions if spare.versions and not spare.own else None
+        exchanges = [
+            Exchange(Operation.PULL, into=part, since=() if known is None else known[shard])
+            for shard, part in enumerate(spare.parts)
+        ]
+        self._carrier.begin(exchanges)
+        self._carrier.settle()
+        spare.versions, spare.seq, spare.own = [e.versions for e in exchanges], self._seq, False
+        if any(min(shard) < version for shard in spare.versions):
+            return False
+        self.shown, self._spare = spare, self.shown
+        return True
+
+    def contribute(self, gradient: Buffer, round_: int, part: int) -> None:
+        """Adds a gradient to a round's sum in all shards. Raises Refused."""
+        assert self._flight is None
+        self._carrier.begin(
+            [Exchange(Operation.CONTRIBUTE, round_, data, tag=part) for data in gradient.parts]
+        )
+        self._carrier.settle()
 
     def pull(self) -> None:
         """Fetches, and waits for it."""
         self.begin(Operation.PULL)
         self.settle()
 
-    def peek(self) -> dict[str, Vector]:
+    def peek(self) -> Copy:
         """The newest parameters, good until the next fetch; what is shown stays."""
         assert self._flight is None
-        self._carrier.begin([Exchange(Operation.PULL, into=part) for part in self._spare.parts])
+        spare = self._spare
+        spare.versions = []  # till they are known: the next fetch brings all
+        self._carrier.begin([Exchange(Operation.PULL, into=part) for part in spare.parts])
         self._carrier.settle()
-        return self._spare.views
+        return spare
 
     def close(self) -> None:
         """Breaks off what is under way; from any thread."""
         self._carrier.close()
 
 
-def staleness(versions: Sequence[Sequence[int]], computed_with: Copy, seq: int) -> int:
-    """The most updates by others in any block between a fetch and the push `seq`."""
-    own = seq - computed_with.seq
+def staleness(versions: Sequence[Sequence[int]], fetched: Sequence[Sequence[int]], own: int) -> int:
+    """The most updates by others in any block between a fetch and a push."""
     updates = max(
         after - before
-        for shard, fetched in zip(versions, computed_with.versions, strict=True)
-        for after, before in zip(shard, fetched, strict=True)
+        for shard, known in zip(versions, fetched, strict=True)
+        for after, before in zip(shard, known, strict=True)
     )
     return max(0, updates - own)
 

@@ -16,17 +16,25 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
 from dsgd_cli.contract.errors import SpecError
-from dsgd_cli.contract.names import COORDINATOR
+from dsgd_cli.contract.names import COORDINATOR, process_name
 from dsgd_cli.daemons.lifecycle import Message, one_sentence
-from dsgd_cli.daemons.peers import SLOW_CALL_TIMEOUT_S, Peers
+from dsgd_cli.daemons.peers import CALL_TIMEOUT_S, Peers
+from dsgd_cli.daemons.peers import SLOW_CALL_TIMEOUT_S as SLOW
 from dsgd_cli.engine import events as ev
+from dsgd_cli.engine import vectors
+from dsgd_cli.engine.algorithms.names import steps_per_update
 from dsgd_cli.engine.layout import Layout, cut
+from dsgd_cli.engine.ledger import quantile
+from dsgd_cli.engine.rate import Scale
+from dsgd_cli.engine.tasks import Task
 from dsgd_cli.engine.training import Training
+from dsgd_cli.engine.vectors import Op
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire.identity import PeerUnreachable
 
 MAX_BLOCK_BYTES = 1 << 20
 TICK_S = 0.2
+SAME = Scale()
 
 ToWorker = Callable[[int, pb.FromCoordinator], None]
 Expel = Callable[[int, int, str], None]  # worker, incarnation, why: end its session
@@ -61,7 +69,7 @@ class Run:
         self._report = report
         self._incarnations = incarnations
         self._fatal = fatal
-        self._training = Training(settings(self._seed, self._train))
+        self._training = Training(settings(self._seed, self._train, self._workers))
         self._layout: Layout | None = None
         self._cut: pb.Cut | None = None
         self._slices: list[Message] = []
@@ -107,16 +115,16 @@ class Run:
             case ev.Start(worker):
                 message_start = pb.Start(epoch=self.epoch, cut=self._cut)
                 self._to_worker(worker, pb.FromCoordinator(start=message_start))
-            case ev.Grant(worker, task):
-                wire = pb.Task(id=task.id, start=task.start, stop=task.stop)
-                setattr(wire, "pass", task.epoch)
-                grant = pb.Grant(epoch=self.epoch, task=wire)
-                self._to_worker(worker, pb.FromCoordinator(grant=grant))
-            case ev.Evaluate(worker, evaluation_id):
-                evaluate = pb.Evaluate(epoch=self.epoch, evaluation=evaluation_id)
-                self._to_worker(worker, pb.FromCoordinator(evaluate=evaluate))
-            case ev.Drain(worker):
-                self._to_worker(worker, pb.FromCoordinator(drain=pb.Drain(epoch=self.epoch)))
+            case (
+                ev.Grant()
+                | ev.Work()
+                | ev.Accept()
+                | ev.Late()
+                | ev.Advance()
+                | ev.Evaluate()
+                | ev.Drain()
+            ):
+                self._to_worker(decision.worker, message_of(decision, self.epoch))
             case ev.Expel(worker, incarnation, why):
                 self._expel(worker, incarnation, why)
             case ev.Record(fields):
@@ -161,9 +169,14 @@ class Run:
                 *("seconds", "epochs"),
             )
         }
-        slices = self._slices if finish.exported else []
-        metrics = dict(finish.metrics)
-        about = {"run_id": self._id, "layout": layout, "slices": slices, "metrics": metrics}
+        about = {
+            "run_id": self._id,
+            "layout": layout,
+            "slices": self._slices if finish.exported else [],
+            "metrics": dict(finish.metrics),
+            "best": best_of(finish.best),
+            "staleness": staleness_of(finish),
+        }
         self._report({"type": "finished", **finite({**fields, **about})})
         self.stop()
 
@@ -171,8 +184,8 @@ class Run:
 
     def _job(self, decision: ev.Decision) -> Callable[[], Awaitable[ev.Event]]:
         match decision:
-            case ev.ConfigureShards(tensors, dtype):
-                return lambda: self._configure(tensors, dtype)
+            case ev.ConfigureShards(tensors, dtype, examples):
+                return lambda: self._configure(tensors, dtype, examples)
             case ev.Fence(worker, incarnation):
                 return lambda: self._fence(worker, incarnation)
             case ev.Freeze():
@@ -183,6 +196,16 @@ class Run:
                 return lambda: self._simple("Thaw", thaw, ev.Thawed())
             case ev.Export():
                 return self._export
+            case ev.Commit(round_, parts, scale):
+                commit = pb.CommitRequest(epoch=self.epoch, round=round_, parts=parts, scale=scale)
+                return lambda: self._simple("Commit", commit, ev.Committed(round_), SLOW)
+            case ev.Measure(round_, parts, scale):
+                return lambda: self._measure(round_, parts, scale)
+            case ev.Operate(number, ops):
+                return lambda: self._operate(number, ops)
+            case ev.SetRate(factor):
+                rate = pb.SetRateRequest(epoch=self.epoch, factor=factor)
+                return lambda: self._simple("SetRate", rate, ev.Tick())
             case _:
                 raise AssertionError(decision)
 
@@ -208,7 +231,9 @@ class Run:
             await asyncio.sleep(TICK_S)
             self.feed(ev.Tick())
 
-    async def _configure(self, tensors: ev.Tensors, dtype: str) -> ev.Event:
+    async def _configure(self, tensors: ev.Tensors, dtype: str, examples: int) -> ev.Event:
+        algorithm = self._train["algorithm"]
+        steps_per_epoch = examples / (self._train["batch_size"] or examples)
         servers = len(self._peers.addresses)
         self._layout = layout = cut(tensors, dtype, servers, self._max_block_bytes)
         self._cut = pb.Cut(
@@ -218,21 +243,43 @@ class Run:
             max_block_bytes=self._max_block_bytes,
         )
         fences = dict(self._incarnations())
-        request = configuration(layout, self.epoch, self._id, self._train["optimizer"], fences)
-        await self._peers.all("Configure", request, SLOW_CALL_TIMEOUT_S)
+        request = configuration(
+            layout,
+            self.epoch,
+            self._id,
+            self._train["optimizer"],
+            fences,
+            algorithm,
+            Scale(steps_per_update(algorithm, self._workers), steps_per_epoch),
+        )
+        await self._peers.all("Configure", request, SLOW)
         return ev.Configured()
 
     async def _fence(self, worker: int, incarnation: int) -> ev.Event:
         request = pb.FenceRequest(epoch=self.epoch, worker=worker, incarnation=incarnation)
         return await self._simple("Fence", request, ev.Fenced(worker, incarnation))
 
-    async def _simple(self, method: str, request: Any, answer: ev.Event) -> ev.Event:
-        await self._peers.all(method, lambda _: request)
+    async def _simple(
+        self, method: str, request: Any, answer: ev.Event, timeout_s: float = CALL_TIMEOUT_S
+    ) -> ev.Event:
+        await self._peers.all(method, lambda _: request, timeout_s)
         return answer
+
+    async def _measure(self, round_: int, parts: int, scale: float) -> ev.Event:
+        request = pb.MeasureRequest(epoch=self.epoch, round=round_, parts=parts, scale=scale)
+        replies = await self._peers.all("Measure", lambda _: request, SLOW)
+        return ev.Measured(round_, sum(reply.squares for reply in replies))
+
+    async def _operate(self, number: int, ops: tuple[Op, ...]) -> ev.Event:
+        text = json.dumps(vectors.as_json(ops))
+        request = pb.OperateRequest(epoch=self.epoch, number=number, ops_json=text)
+        replies = await self._peers.all("Operate", lambda _: request, SLOW)
+        numbers = vectors.together(ops, [list(reply.numbers) for reply in replies])
+        return ev.Operated(number, numbers)
 
     async def _export(self) -> ev.Event:
         request = pb.ExportRequest(epoch=self.epoch, run_id=self._id)
-        replies = await self._peers.all("Export", lambda _: request, SLOW_CALL_TIMEOUT_S)
+        replies = await self._peers.all("Export", lambda _: request, SLOW)
         self._slices = [
             {
                 "server": index,
@@ -251,6 +298,8 @@ def configuration(
     run_id: str,
     optimizer: Mapping[str, Any],
     fences: Mapping[int, int],
+    algorithm: Mapping[str, Any],
+    scale: Scale = SAME,
 ) -> Callable[[int], pb.ConfigureRequest]:
     """server's index -> what its shard is."""
 
@@ -266,12 +315,15 @@ def configuration(
             optimizer=optimizer["name"],
             options_json=json.dumps(optimizer.get("options", {})),
             fences=fences,
+            algorithm_json=json.dumps(algorithm),
+            steps_per_update=scale.steps_per_update,
+            steps_per_epoch=scale.steps_per_epoch,
         )
 
     return request
 
 
-def settings(seed: int, train: Mapping[str, Any]) -> ev.Settings:
+def settings(seed: int, train: Mapping[str, Any], workers: int) -> ev.Settings:
     """What the machine needs of the `train` section (a dump of the specification)."""
     until = train["until"]
     every = train["evaluate"]["every"]
@@ -284,9 +336,44 @@ def settings(seed: int, train: Mapping[str, Any]) -> ev.Settings:
             max_epochs=until.get("max_epochs"),
             max_steps=until.get("max_steps"),
             max_time_s=until.get("max_time"),
+            plateau=until.get("plateau"),
         ),
         every=ev.Every(every["count"], every["unit"]),
+        algorithm=train["algorithm"],
+        optimizer=train["optimizer"].get("options", {}),
+        workers=workers,
+        dtype=train["dtype"],
     )
+
+
+def message_of(decision: ev.Decision, epoch: int) -> pb.FromCoordinator:
+    """What a worker is told."""
+    match decision:
+        case ev.Grant(_, task):
+            return pb.FromCoordinator(grant=pb.Grant(epoch=epoch, task=_task(task)))
+        case ev.Work(_, task, round_, part, needs, fetch):
+            work = pb.Work(epoch=epoch, round=round_, part=part, needs=needs, fetch=fetch)
+            work.task.CopyFrom(_task(task))
+            return pb.FromCoordinator(work=work)
+        case ev.Accept(_, task_id, round_, part):
+            accept = pb.Accept(epoch=epoch, task=task_id, round=round_, part=part)
+            return pb.FromCoordinator(accept=accept)
+        case ev.Late(_, task_id):
+            return pb.FromCoordinator(late=pb.Late(epoch=epoch, task=task_id))
+        case ev.Advance(_, limit):
+            return pb.FromCoordinator(advance=pb.Advance(epoch=epoch, limit=limit))
+        case ev.Evaluate(_, evaluation_id, _, best):
+            evaluate = pb.Evaluate(epoch=epoch, evaluation=evaluation_id, best=best)
+            return pb.FromCoordinator(evaluate=evaluate)
+        case ev.Drain():
+            return pb.FromCoordinator(drain=pb.Drain(epoch=epoch))
+    raise AssertionError(decision)
+
+
+def _task(task: Task) -> pb.Task:
+    wire = pb.Task(id=task.id, start=task.start, stop=task.stop)
+    setattr(wire, "pass", task.epoch)
+    return wire
 
 
 def event_of(worker: int, incarnation: int, kind: str, body: Any) -> ev.Event:
@@ -298,7 +385,13 @@ def event_of(worker: int, incarnation: int, kind: str, body: Any) -> ev.Event:
     if kind == "initialised":
         return ev.Initialised(*who)
     if kind == "evaluated":
-        return ev.Evaluated(*who, body.evaluation, dict(body.metrics))
+        kept = body.kept
+        where = ev.Kept(kept.path, kept.bytes, kept.sha256) if body.HasField("kept") else None
+        return ev.Evaluated(*who, body.evaluation, dict(body.metrics), where)
+    if kind == "claimed":
+        return ev.Claimed(*who, body.task)
+    if kind == "ticked":
+        return ev.Ticked(*who, body.clock)
     if kind == "drained":
         return ev.Drained(*who)
     if kind == "failed":
@@ -312,7 +405,9 @@ def event_of(worker: int, incarnation: int, kind: str, body: Any) -> ev.Event:
         examples=body.examples,
         loss_sum=body.loss_sum,
         loss_count=body.loss_count,
-        staleness=(body.stale_count, body.stale_sum, body.stale_max),
+        staleness=dict(body.staleness),
+        dropped=body.dropped,
+        round=body.round,
         bytes_moved=body.bytes_moved,
         pull_s=body.pull_s,
         compute_s=body.compute_s,
@@ -320,6 +415,32 @@ def event_of(worker: int, incarnation: int, kind: str, body: Any) -> ev.Event:
         nonfinite_streak=body.nonfinite_streak,
         nonfinite_where=body.nonfinite_where,
     )
+
+
+def best_of(best: ev.Best | None) -> Message | None:
+    """The best of all evaluations, and where its parameters are."""
+    if best is None:
+        return None
+    return {
+        "metric": best.metric,
+        "value": best.value,
+        "step": best.step,
+        "metrics": dict(best.metrics),
+        "process": process_name("worker", best.worker),
+        "host_path": best.kept.path,
+        "bytes": best.kept.bytes,
+        "sha256": best.kept.sha256,
+    }
+
+
+def staleness_of(finish: ev.Finish) -> Message:
+    """How late pushes were: updates by others since the fetch -> pushes."""
+    return {
+        "median": quantile(finish.staleness, 0.5),
+        "p95": quantile(finish.staleness, 0.95),
+        "histogram": {str(value): count for value, count in finish.staleness.items()},
+        "dropped": finish.dropped,
+    }
 
 
 def finite(value: Any) -> Any:

@@ -26,6 +26,7 @@ from dsgd_cli.daemons.lifecycle import Line, Message, Setup
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels.base import (
+    DROPPED,
     Carrier,
     Data,
     Header,
@@ -45,7 +46,9 @@ from dsgd_cli.wire.dsgd_pb2_grpc import ServerServicer, add_ServerServicer_to_se
 
 if TYPE_CHECKING:
     from dsgd_cli.engine.shard import Shard
+    from dsgd_cli.engine.vectors import Vectors
 
+AT_ONCE_BYTES = 1 << 20
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -86,32 +89,37 @@ def _warm_up() -> None:
 class RunShard:
     """One run's shard as the channels see it: refusals become `Refused`."""
 
-    def __init__(self, shard: Shard, shape: Shape, dtype: Any, memory: int) -> None:
+    def __init__(
+        self, shard: Shard, shape: Shape, dtype: Any, memory: int, vectors: Vectors | None
+    ) -> None:
         from numpy import frombuffer
 
         self.shard = shard
         self.shape = shape
         self.memory = memory
+        self.vectors = vectors
         self.frozen = False
+        self._judges = shard.judges
         self._dtype = dtype
         self._frombuffer = frombuffer
 
-    def push(self, header: Header, block: int, data: Data, take: Take | None = None) -> State:
-        route = header.route
+    def change(self, header: Header, block: int, data: Data, take: Take | None = None) -> State:
+        shard, route, seq = self.shard, header.route, header.seq
+        who = route.worker, route.incarnation
         try:
-            gradient = self._frombuffer(data, self._dtype)
-            return self.shard.push(
-                route.worker, route.incarnation, header.seq, block, gradient, take
-            )
+            values = self._frombuffer(data, self._dtype)
+            if header.operation is Operation.WRITE:
+                shard.write(block, values)
+            elif header.operation is Operation.CONTRIBUTE:
+                shard.contribute(*who, seq, header.tag, block, values)
+            else:
+                version, applied = shard.push(*who, seq, block, values, take, header.tag)
+                if self._judges and shard.dropped(*who, seq):
+                    version |= DROPPED
+                return version, applied
         except Exception as error:
             raise _refused(error, block) from error
-
-    def write(self, header: Header, block: int, data: Data) -> State:
-        try:
-            self.shard.write(block, self._frombuffer(data, self._dtype))
-        except Exception as error:
-            raise _refused(error, block) from error
-        return self.shard.observe(header.route.worker, block)
+        return shard.observe(route.worker, block)
 
     def read(self, worker: int, block: int, take: Take | None = None) -> State:
         return self.shard.observe(worker, block, take)
@@ -126,6 +134,7 @@ def _refused(error: Exception, block: int) -> Refused:
         (engine.NotFinite, Reason.NOT_FINITE),
         (engine.Frozen, Reason.FROZEN),
         (engine.Trained, Reason.OUT_OF_ORDER),
+        (engine.RoundOver, Reason.ROUND_OVER),
         (engine.Mismatched, Reason.WRONG_SIZE),
     )
     for kind, reason in reasons:
@@ -225,6 +234,37 @@ class Service(ServerServicer):
         run.frozen = False
         return pb.ThawReply()
 
+    async def Commit(self, request: pb.CommitRequest, context: Any) -> pb.CommitReply:
+        run = await self._current(request.epoch, context)
+        arguments = request.round, request.parts, request.scale
+        if run.shape.size_bytes <= AT_ONCE_BYTES:  # sooner done than handed to a thread
+            run.shard.commit(*arguments)
+        else:
+            await asyncio.to_thread(run.shard.commit, *arguments)
+        return pb.CommitReply()
+
+    async def Measure(self, request: pb.MeasureRequest, context: Any) -> pb.MeasureReply:
+        run = await self._current(request.epoch, context)
+        squares = await asyncio.to_thread(
+            run.shard.squares, request.round, request.parts, request.scale
+        )
+        return pb.MeasureReply(squares=squares)
+
+    async def Operate(self, request: pb.OperateRequest, context: Any) -> pb.OperateReply:
+        from dsgd_cli.engine.vectors import from_json
+
+        run = await self._current(request.epoch, context)
+        if run.vectors is None:
+            await _abort(context, "this run has no vectors")
+        assert run.vectors is not None
+        ops = from_json(json.loads(request.ops_json))
+        return pb.OperateReply(numbers=await asyncio.to_thread(run.vectors.do, request.number, ops))
+
+    async def SetRate(self, request: pb.SetRateRequest, context: Any) -> pb.SetRateReply:
+        run = await self._current(request.epoch, context)
+        run.shard.set_rate(request.factor)
+        return pb.SetRateReply()
+
     async def Export(self, request: pb.ExportRequest, context: Any) -> pb.ExportReply:
         run = await self._current(request.epoch, context)
         if not run.frozen:
@@ -271,18 +311,34 @@ async def _abort(context: Any, why: str) -> None:
 def _run_shard(request: pb.ConfigureRequest) -> RunShard:
     import numpy as np
 
-    from dsgd_cli.engine import optimizers
+    from dsgd_cli.engine import optimizers, rate
+    from dsgd_cli.engine.algorithms.names import uses_rounds
+    from dsgd_cli.engine.rate import Scale
     from dsgd_cli.engine.shard import Shard
+    from dsgd_cli.engine.staleness import Staleness
+    from dsgd_cli.engine.vectors import Vectors
 
     dtype = np.dtype(request.dtype)
     options = json.loads(request.options_json or "{}")
-    optimizer = optimizers.make(request.optimizer, options, request.dtype)
+    algorithm = json.loads(request.algorithm_json or '{"name": "downpour"}')
+    common = {name: options.pop(name, None) for name in optimizers.COMMON}
+    optimizer = optimizers.make(request.optimizer, options, request.dtype, common["l2"] or 0.0)
+    scale = Scale(request.steps_per_update or 1.0, request.steps_per_epoch or 1.0)
     size_bytes = (request.stop - request.start) * dtype.itemsize
     shape = Shape(size_bytes, request.block_elements * dtype.itemsize)
     memory = ShardMemory(shape.size_bytes, shape.blocks)
     values = np.frombuffer(memory.values, dtype)
-    shard = Shard(values, request.block_elements, optimizer, memory.stamps)
-    return RunShard(shard, shape, dtype, memory.fd)
+    shard = Shard(
+        values,
+        request.block_elements,
+        optimizer,
+        memory.stamps,
+        rate=rate.make(common, scale),
+        staleness=Staleness(algorithm.get("max_staleness"), algorithm.get("damping", "none")),
+        rounds=uses_rounds(algorithm),
+    )
+    vectors = Vectors(shard, dtype) if algorithm["name"] == "sandblaster" else None
+    return RunShard(shard, shape, dtype, memory.fd, vectors)
 
 
 def export(shard: Shard, path: Path) -> tuple[int, str]:

@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsgd_cli.contract import names
@@ -53,6 +54,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[pb.FromCoordinator | Message] = queue.SimpleQueue()
         self._told = threading.Condition()
         self._coordinator = ""
+        self._folder = Path.cwd()  # the run directory; user code may go elsewhere
         self._files: dict[str, str | None] = {}
         self._servers: tuple[str, ...] = ()
         self._trainer: Trainer | None = None
@@ -74,7 +76,7 @@ class Worker:
 
     def _train(self) -> None:
         """Batches, until there is an order or nothing to do."""
-        from dsgd_cli.daemons.trainer import quiet
+        from dsgd_cli.daemons.computing import quiet
 
         trainer, inbox, session = self._trainer, self._inbox, self._session
         assert trainer is not None
@@ -148,20 +150,13 @@ class Worker:
             trainer.connect(body.cut, self._identity, self._servers)
             trainer.start()
 
-        def grant() -> None:
-            from dsgd_cli.engine.tasks import Task
-
-            task = body.task
-            trainer.grant(Task(task.id, getattr(task, "pass"), task.start, task.stop))
-
         orders = {
             "initialise": initialise,
             "start": start,
-            "grant": grant,
             "drain": trainer.drain,
-            "evaluate": lambda: trainer.evaluate(body.evaluation),
+            "evaluate": lambda: trainer.evaluate(body.evaluation, body.best),
         }
-        self._guarded(orders[kind])
+        self._guarded(orders.get(kind, lambda: trainer.obey(kind, body)))
 
     def _benched(self, order: Message) -> Message:
         from dsgd_cli.daemons.benching import Bench
@@ -182,7 +177,12 @@ class Worker:
         def load() -> None:
             files = self._await_files(prepare.run_id)
             self._trainer = Trainer(
-                prepare, files, self._index, self._session.incarnation, self._session.send
+                prepare,
+                files,
+                self._index,
+                self._session.incarnation,
+                self._session.send,
+                self._folder,
             )
             self._trainer.prepared()
 

@@ -38,6 +38,7 @@ class Child:
         with theirs, self.log.open("ab") as log:
             self.popen = subprocess.Popen(
                 [sys.executable, "-I", str(MAIN), process, setup.get("cluster", "test")],
+                cwd=self.log.parent,  # as in its run directory
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

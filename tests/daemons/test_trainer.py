@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dsgd_cli.contract.spec import Train
-from dsgd_cli.daemons.parameters import DIRECT_BYTES, Closed, Parameters
-from dsgd_cli.daemons.trainer import Trainer, quiet
+from dsgd_cli.daemons.computing import quiet
+from dsgd_cli.daemons.parameters import DIRECT_BYTES, Closed, Landed, Parameters
+from dsgd_cli.daemons.trainer import Trainer
 from dsgd_cli.engine import optimizers
 from dsgd_cli.engine.layout import Layout, cut, flatten
 from dsgd_cli.engine.shard import Shard
-from dsgd_cli.engine.tasks import Task, order
+from dsgd_cli.engine.tasks import order
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire.channels.base import Channel, Exchange, Operation
 
@@ -60,8 +63,10 @@ class InProcess:
                 part = np.frombuffer(exchange.data[place : place + size], self.dtype)
                 if exchange.operation is Operation.WRITE:
                     self.shard.write(block, part)
+                elif exchange.operation is Operation.CONTRIBUTE:
+                    self.shard.contribute(0, 1, exchange.seq, exchange.tag, block, part)
                 else:
-                    self.shard.apply(0, 1, exchange.seq, block, part)
+                    self.shard.apply(0, 1, exchange.seq, block, part, exchange.tag)
             if exchange.into is not None:
                 exchange.into[place : place + size] = self.shard.read(block)
             place += size
@@ -85,22 +90,31 @@ class Run:
 
     def __init__(self, servers: int = 2, model: str = "softmax", **algorithm: Any) -> None:
         self.said: list[pb.FromWorker] = []
+        self.check: Callable[[pb.FromWorker], None] = lambda message: None
         train = Train.model_validate(
             {"model": model, "data": "digits", "algorithm": {"downpour": algorithm}}
         ).model_dump(mode="json")
         prepare = pb.Prepare(epoch=1, seed=0, train_json=json.dumps(train))
-        self.trainer = Trainer(prepare, {}, 0, 1, self.said.append)
+        folder = Path("/nowhere")  # nothing is kept: `best` is infinite
+        self.trainer = Trainer(prepare, {}, 0, 1, self._say, folder)
         self.material = self.trainer._material
         self.initial = self.material.initial()
         self.layout = cut([(n, a.shape) for n, a in self.initial.items()], "float32", servers, 4096)
         self.channels = shards_of(self.layout)
-        self.trainer._parameters = Parameters(self.layout, self.channels)
+        self.trainer.use(Parameters(self.layout, self.channels))
         self.trainer.initialise()
         self.trainer.start()
-        self.trainer._report_at_s = float("inf")  # a task reports when it ends
+        self.loop: Any = self.trainer._loop
+        self.loop._report_at_s = float("inf")  # a task reports when it ends
+
+    def _say(self, message: pb.FromWorker) -> None:
+        self.check(message)
+        self.said.append(message)
 
     def task(self, number: int, batches: int, start: int = 0) -> None:
-        self.trainer.grant(Task(number, 1, start, start + batches * BATCH))
+        task = pb.Task(id=number, start=start, stop=start + batches * BATCH)
+        setattr(task, "pass", 1)
+        self.trainer.obey("grant", pb.Grant(epoch=1, task=task))
 
     def work(self, batches: int | None = None) -> None:
         with quiet():
@@ -177,7 +191,6 @@ def test_what_is_reported_as_done_is_in_the_parameters(
 ) -> None:
     run = Run(overlap=overlap, **algorithm)
     every = algorithm.get("push_every", 1)
-    send = run.trainer._send
 
     def check(message: pb.FromWorker) -> None:
         if message.HasField("report"):
@@ -185,11 +198,10 @@ def test_what_is_reported_as_done_is_in_the_parameters(
             if own := message.report.done_upto - start:
                 needed = before + -(-own // (every * BATCH))
                 assert all(len(channel.seqs) >= needed for channel in run.channels)
-        send(message)
 
-    run.trainer._send = check
-    monkeypatch.setattr("dsgd_cli.daemons.trainer.REPORT_S", 0.0)
-    run.trainer._report_at_s = 0.0
+    run.check = check
+    monkeypatch.setattr("dsgd_cli.daemons.streams.REPORT_S", 0.0)
+    run.loop._report_at_s = 0.0
     run.task(1, 10)
     run.task(2, 10, start=10 * BATCH)
     run.work()
@@ -209,7 +221,7 @@ def test_a_push_that_is_under_way_is_not_done() -> None:
     run.work(batches=4)
     assert run.channels[0].seqs == [1, 2, 3]
     assert run.channels[0].pending is not None
-    run.trainer._say(run.trainer._tally)
+    run.loop._say(run.loop._tally)
     assert run.reports[-1].done_upto == 3 * BATCH
     assert run.reports[-1].steps == 4
     run.trainer.drain()
@@ -236,8 +248,8 @@ def test_an_evaluation_sees_the_own_pushes() -> None:
     run = Run(overlap=True)
     run.task(1, 10)
     run.work(batches=5)
-    run.trainer.evaluate(7)
-    shown = run.trainer._shards._shown
+    run.trainer.evaluate(7, best=float("inf"))
+    shown = run.loop._shards.shown
     flat = np.concatenate([np.frombuffer(part, "float32") for part in shown.parts])
     np.testing.assert_array_equal(flat, run.values())
     assert run.said[-1].evaluated.evaluation == 7
@@ -279,15 +291,14 @@ def test_a_large_exchange_moves_while_the_caller_goes_on() -> None:
     for channel in channels:
         channel.gate.clear()
     parameters.gradient.flat[:] = 1.0
-    shown = parameters.views
+    shown = parameters.shown.views
     parameters.begin(Operation.PUSH_PULL)
     parameters.gradient.flat[:] = 7.0  # another buffer: the channel compares what it sends
     assert (shown["w"] == 0.0).all()
     for channel in channels:
         channel.gate.set()
-    operation, stale = parameters.settle()
-    assert (operation, stale) == (Operation.PUSH_PULL, 0)
-    np.testing.assert_allclose(parameters.views["w"], -RATE)
+    assert parameters.settle() == Landed(Operation.PUSH_PULL)
+    np.testing.assert_allclose(parameters.shown.views["w"], -RATE)
     parameters.close()
 
 
@@ -316,6 +327,6 @@ def test_staleness_counts_the_others_since_the_fetch() -> None:
             seq = channel.shard.applied(9, 0)[1] + 1
             channel.shard.apply(9, 1, seq, 0, others)
         parameters.begin(Operation.PUSH_PULL)
-        return parameters.settle()[1]
+        return parameters.settle().stale
 
     assert [push(foreign) for foreign in (0, 3, 1)] == [0, 3, 1]
