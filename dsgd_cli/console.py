@@ -123,6 +123,7 @@ class Console:
         lines = [summary_line(summary)]
         if summary.get("model"):
             lines.append(f"model: {summary['model']}")
+            lines += best_line(summary)
         if Path(summary["run_dir"]).exists():
             lines.append(f"metrics and logs: {summary['run_dir']}/")
         if kept:
@@ -248,6 +249,16 @@ def summary_line(summary: Message) -> str:
     parts.append(f"{summary['workers']} workers, {summary['servers']} servers")
     parts.append(f"{summary['batches_per_second']:.0f} batches/s")
     return "  ".join(parts)
+
+
+def best_line(summary: Message) -> list[str]:
+    """Where the best model is, if the last one is not as good."""
+    best = summary.get("best")
+    if not best or not best["model"] or best["value"] == summary.get("value"):
+        return []
+    return [
+        f"best:  {best['model']}  ({best['metric']} {best['value']:.4f} at step {best['step']})"
+    ]
 
 
 def _short(number: float) -> str:

@@ -11,8 +11,9 @@ import json
 import math
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from dsgd_cli.contract.errors import DsgdError
 from dsgd_cli.launcher.cluster import Cluster
@@ -60,44 +61,43 @@ def header(layout: Message, metadata: Mapping[str, str]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+def slices(finished: Message) -> list[Message]:
+    """The pieces of the final parameters, in their order: {process, host_path, sha256}."""
+    found = sorted(finished["slices"], key=lambda piece: int(piece["server"]))
+    return [{**piece, "process": f"server/{piece['server']}"} for piece in found]
+
+
 def fetch_model(
     remotes: Mapping[str, Remote],
     host_of: Mapping[str, str],
-    finished: Message,
+    layout: Message,
+    pieces: Sequence[Message],
     target: Path,
     metadata: Mapping[str, str],
 ) -> None:
-    """Stream the slices of all servers into one file. Raises DsgdError on a damaged slice."""
+    """Stream pieces of the parameters into one file. Raises DsgdError on a damaged one."""
     part = target.with_suffix(".part")
     try:
-        _write_model(remotes, host_of, finished, part, metadata)
+        with part.open("wb") as file:
+            file.write(header(layout, metadata))
+            for piece in pieces:
+                _append(file, piece, remotes[host_of[piece["process"]]], host_of)
         part.rename(target)
     finally:
         part.unlink(missing_ok=True)
-    for piece in finished["slices"]:
-        remote = remotes[host_of[f"server/{piece['server']}"]]
-        remote.call("remove", path=piece["host_path"])
+    for piece in pieces:
+        remotes[host_of[piece["process"]]].call("remove", path=piece["host_path"])
 
 
-def _write_model(
-    remotes: Mapping[str, Remote],
-    host_of: Mapping[str, str],
-    finished: Message,
-    path: Path,
-    metadata: Mapping[str, str],
-) -> None:
-    with path.open("wb") as file:
-        file.write(header(finished["layout"], metadata))
-        for piece in sorted(finished["slices"], key=lambda piece: int(piece["server"])):
-            host = host_of[f"server/{piece['server']}"]
-            digest = hashlib.sha256()
-            remote = remotes[host]
-            size = int(remote.call("send", path=piece["host_path"])["size"])
-            for chunk in remote.raw(size):
-                digest.update(chunk)
-                file.write(chunk)
-            if digest.hexdigest() != piece["sha256"]:
-                raise DsgdError(f"server/{piece['server']}@{host}: its slice came home damaged")
+def _append(file: IO[bytes], piece: Message, remote: Remote, host_of: Mapping[str, str]) -> None:
+    digest = hashlib.sha256()
+    size = int(remote.call("send", path=piece["host_path"])["size"])
+    for chunk in remote.raw(size):
+        digest.update(chunk)
+        file.write(chunk)
+    if digest.hexdigest() != piece["sha256"]:
+        process = piece["process"]
+        raise DsgdError(f"{process}@{host_of[process]}: its parameters came home damaged")
 
 
 def fetch_logs(cluster: Cluster, run_dirs: Mapping[str, str], folder: Path) -> dict[str, DsgdError]:

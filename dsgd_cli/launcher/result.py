@@ -31,6 +31,7 @@ class Result:
     finished: Message | None = None
     last_progress: Message = field(default_factory=dict)
     model: Path | None = None
+    best: Path | None = None
     receipt: Receipt | None = None
     kept: bool = False
     error: DsgdError | None = None
@@ -73,9 +74,19 @@ class Result:
             "phases": self.phases.rounded(),
             "run_dir": str(self.run_dir),
             "model": str(self.model) if self.model else None,
+            "best": self._best(run),
+            "staleness": run.get("staleness"),
             "stopped": self.receipt.stopped if self.receipt else 0,
             "left": len(self.receipt.left) if self.receipt else 0,
         }
+
+    def _best(self, run: Message) -> Message | None:
+        """The best of all evaluations, with the file that has its parameters."""
+        found = run.get("best")
+        if found is None:
+            return None
+        about = {key: found[key] for key in ("metric", "value", "step", "metrics")}
+        return {**about, "model": str(self.best) if self.best else None}
 
     def judge(self, allow_unconverged: bool) -> None:
         """Turn the outcome and the receipt into the error that decides the exit code."""

@@ -18,12 +18,13 @@ from dsgd_cli.contract import names
 from dsgd_cli.contract.errors import DsgdError, Interrupted
 from dsgd_cli.contract.spec import ClusterSpec
 from dsgd_cli.launcher.cluster import Cluster
-from dsgd_cli.launcher.collect import fetch_logs, fetch_model, make_run_dir
+from dsgd_cli.launcher.collect import fetch_logs, fetch_model, make_run_dir, slices
 from dsgd_cli.launcher.describe import resolved_yaml
 from dsgd_cli.launcher.down import kill, take_down
 from dsgd_cli.launcher.follow import TrainScreen, follow
 from dsgd_cli.launcher.interrupt import FORCED_CODE, Forced, Interrupts
 from dsgd_cli.launcher.phases import Phases
+from dsgd_cli.launcher.remote import Message
 from dsgd_cli.launcher.result import Result
 from dsgd_cli.launcher.running import Running
 from dsgd_cli.launcher.up import bring_up
@@ -71,6 +72,7 @@ class Training:
         self._screen = screen
         self._options = options
         self._running: Running | None = None
+        self._opened: set[str] = set()  # hosts from which files come
 
     def work(self, interrupts: Interrupts) -> None:
         """Everything between the description and the receipt."""
@@ -150,22 +152,36 @@ class Training:
             interrupts.deliver = None
 
     def _bring_model(self, running: Running) -> None:
-        """Stream the exported slices into `model.safetensors`."""
-        finished = self._result.finished
+        """Stream the exported slices into `model.safetensors`, the best into `best.safetensors`."""
+        finished, result = self._result.finished, self._result
         if finished is None or not finished.get("slices"):
             return
-        cluster = self._cluster
-        for host in {running.host_of[f"server/{piece['server']}"] for piece in finished["slices"]}:
+        about = {"dsgd.run": result.run_dir.name, "dsgd.outcome": str(finished["outcome"])}
+        steps = {"dsgd.steps": str(finished.get("steps", 0))}
+        result.model = self._bring(running, "model", slices(finished), about | steps)
+        best = finished.get("best")
+        if best is None:
+            return
+        steps = {"dsgd.steps": str(best["step"]), f"dsgd.{best['metric']}": str(best["value"])}
+        try:
+            result.best = self._bring(running, "best", [best], about | steps)
+        except DsgdError as error:
+            result.warn("the best model did not come home", error)
+
+    def _bring(
+        self, running: Running, name: str, pieces: list[Message], metadata: dict[str, str]
+    ) -> Path:
+        cluster, finished = self._cluster, self._result.finished
+        assert finished is not None
+        for host in {running.host_of[piece["process"]] for piece in pieces} - self._opened:
             cluster.remotes[host] = cluster.open(host)
-        target = self._result.run_dir / "model.safetensors"
-        metadata = {
-            "dsgd.run": self._result.run_dir.name,
-            "dsgd.outcome": str(finished["outcome"]),
-            "dsgd.steps": str(finished.get("steps", 0)),
-        }
+            self._opened.add(host)
+        target = self._result.run_dir / f"{name}.safetensors"
         with _files_are_ours():
-            fetch_model(cluster.remotes, running.host_of, finished, target, metadata)
-        self._result.model = target
+            fetch_model(
+                cluster.remotes, running.host_of, finished["layout"], pieces, target, metadata
+            )
+        return target
 
     def _wind_down(self) -> None:
         """Logs home, then either leave the cluster idle (`--keep`) or take it down and verify."""
