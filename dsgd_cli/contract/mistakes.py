@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
@@ -102,7 +102,13 @@ def fields_at(model: type[BaseModel], path: Path) -> list[str]:
             continue  # an element of a list: `model_of` looks through it
         field = here.model_fields.get(part) if here is not None else None
         here = model_of(field.annotation) if field is not None else None
-    return list(here.model_fields) if here is not None else []
+    fields = {} if here is None else here.model_fields
+    return [name for name, field in fields.items() if not _is_tag(field.annotation)]
+
+
+def _is_tag(annotation: Any) -> bool:
+    """Whether a field can have one value only: it says which model this is, and is never written."""
+    return get_origin(annotation) is Literal and len(get_args(annotation)) == 1
 
 
 def model_of(annotation: Any) -> type[BaseModel] | None:

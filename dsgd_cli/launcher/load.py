@@ -24,7 +24,7 @@ from dsgd_cli.contract.mistakes import Mistake, explain, show
 from dsgd_cli.contract.mistakes import Path as TreePath
 from dsgd_cli.contract.options import ALGORITHMS, CHANNELS, DATASETS, MODELS, OPTIMIZERS, READERS
 from dsgd_cli.contract.spec import MAX_HOSTS, ClusterSpec
-from dsgd_cli.launcher import hosts, placement
+from dsgd_cli.launcher import hosts, placement, sense
 from dsgd_cli.launcher.nodes import (
     MAX_BYTES,
     Node,
@@ -52,6 +52,11 @@ _CHOICES: dict[tuple[str | int, ...], Mapping[str, object]] = {
     ("train", "data"): {**DATASETS, **READERS},
     ("train", "algorithm"): ALGORITHMS,
     ("train", "optimizer"): OPTIMIZERS,
+}
+_RESTS_ON: dict[str | int, tuple[str, ...]] = {
+    "servers": ("hosts",),
+    "workers": ("hosts",),
+    "train": ("workers",),
 }
 
 
@@ -115,7 +120,7 @@ def _finish(parsed: Parsed, overrides: Sequence[str], label: str, base_dir: Path
         problems += [_place(root, m) for m in _cross(spec) if not _touches(m, hurt)]
     if problems or spec is None or root is None:
         raise _error(problems, label)
-    return Loaded(spec, tuple(_notes(root)), base_dir)
+    return Loaded(spec, (*_notes(root), *_doubts(root, spec)), base_dir)
 
 
 # ── reading ────────────────────────────────────────────────────────────────────────────────────
@@ -377,13 +382,15 @@ def _cross(spec: ClusterSpec) -> Iterator[Mistake]:
     """What fields say about each other."""
     yield from hosts.mistakes(spec)
     yield from placement.mistakes(spec)
+    yield from sense.mistakes(spec)
     yield from _missing(spec)
 
 
 def _touches(mistake: Mistake, hurt: set[str]) -> bool:
     """Whether a cross-check rests on a field that is wrong already."""
     field = mistake.path[0]
-    return field in hurt or (field in ("servers", "workers") and "hosts" in hurt)
+    rests_on = {field, *_RESTS_ON.get(field, ())}
+    return not hurt.isdisjoint(map(str, rests_on))
 
 
 # ── files ──────────────────────────────────────────────────────────────────────────────────────
@@ -450,6 +457,13 @@ def _notes(root: Node) -> Iterator[str]:
         if what and node.place not in as_text and not node.place.source.label.startswith("--"):
             place = node.place
             yield f"{_at(place)}  {show(node.text)} is {what}"
+
+
+def _doubts(root: Node, spec: ClusterSpec) -> Iterator[str]:
+    """One line for each thing that is allowed and odd."""
+    for doubt in sense.doubts(spec):
+        place = _place(root, doubt).place
+        yield f"{_at(place)}  {doubt.what} – {doubt.hint}"
 
 
 def _error(problems: Iterable[Problem], label: str) -> SpecError:

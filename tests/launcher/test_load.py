@@ -261,6 +261,79 @@ def test_refused_with_place(
             assert f"  {words}" in line
 
 
+# ── what an algorithm asks of the rest ─────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "said"),
+    [
+        (
+            "{synchronous: {backup_workers: 3}}",
+            "2:51  3 backup workers of 3 workers: no gradient is left to wait for"
+            " – use at most 2, or more than 3 workers",
+        ),
+        (
+            "{name: synchronous, backup_workers: 4}",
+            "2:56  4 backup workers of 3 workers: no gradient is left to wait for",
+        ),
+        (
+            "{synchronous: {backups: 1}}",
+            "2:35  unknown key 'backups' – did you mean 'backup_workers'?",
+        ),
+        ("{downpour: {bound: 1}}", "2:32  unknown key 'bound' – known: push_every, fetch_every, "),
+        ("hogwild", "2:20  unknown algorithm 'hogwild' – known: downpour, synchronous, "),
+        (
+            "{downpour: {max_staleness: -1}}",
+            "2:47  -1 is out of range – it must be at least 0",
+        ),
+        ("sandblaster, batch_size: 32", "2:45  sandblaster computes the gradient of all examples"),
+        (
+            "downpour, optimizer: {sgd: {decay: {cosine: {floor: -0.1}}}}",
+            "2:72  -0.1 is out of range – it must be at least 0",
+        ),
+        (
+            "downpour, optimizer: {sgd: {decay: {step: {factor: -0.1}}}}",
+            "2:71  -0.1 is out of range – it must be more than 0",
+        ),
+        (
+            "downpour, optimizer: {sgd: {warm_up: 10s}}",
+            "2:57  a learning rate knows no clock – write 5 epochs or 500 steps",
+        ),
+    ],
+)
+def test_what_an_algorithm_cannot_do(algorithm: str, said: str) -> None:
+    [line] = mistakes(f"workers: 3\ntrain: {{algorithm: {algorithm}}}\n")
+    assert line.startswith(f"cluster.yaml:{said}"), line
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "said"),
+    [
+        ("{synchronous: {backup_workers: 2}}", None),
+        ("{downpour: {max_staleness: 3}}", None),
+        ("downpour, optimizer: adam", None),
+        (
+            "{downpour: {max_staleness: 1}}",
+            "cluster.yaml:2:47  with 3 workers a push comes about 2 late: a bound of 1 will drop"
+            " many – use at least 3, or stale_synchronous, which waits instead",
+        ),
+        (
+            "sandblaster, optimizer: adam",
+            "cluster.yaml:2:33  sandblaster uses no optimizer: its method finds direction and step"
+            " – remove it",
+        ),
+    ],
+)
+def test_what_hardly_helps_is_a_note(algorithm: str, said: str | None) -> None:
+    notes = loaded(f"workers: 3\ntrain: {{algorithm: {algorithm}}}\n").notes
+    assert notes == (() if said is None else (said,))
+
+
+def test_nothing_is_said_of_a_number_of_workers_that_is_wrong() -> None:
+    [line] = mistakes("workers: none\ntrain: {algorithm: {synchronous: {backup_workers: 3}}}\n")
+    assert line.startswith("cluster.yaml:1:10  ")
+
+
 def test_one_cause_is_one_mistake() -> None:
     assert len(mistakes("hosts: [gpu[1-]\n")) == 1
     # the hosts are wrong: that `on` matches none of them is not a second mistake

@@ -1,0 +1,52 @@
+"""What an algorithm asks of the rest of the description: what cannot be, and what hardly helps.
+
+Pure; paths lead into the specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dsgd_cli.contract.mistakes import Mistake
+from dsgd_cli.contract.options import Downpour, Sandblaster, Synchronous
+from dsgd_cli.contract.spec import ClusterSpec
+
+ALGORITHM = ("train", "algorithm")
+
+
+def mistakes(spec: ClusterSpec) -> Iterator[Mistake]:
+    """Why this algorithm cannot run on this cluster."""
+    algorithm, workers = spec.train.algorithm, spec.workers.count
+    if isinstance(algorithm, Synchronous) and algorithm.backup_workers >= workers:
+        backups = algorithm.backup_workers
+        yield Mistake(
+            (*ALGORITHM, "synchronous", "backup_workers"),
+            f"{_count(backups, 'backup worker')} of {_count(workers, 'worker')}:"
+            " no gradient is left to wait for",
+            f"use at most {workers - 1}, or more than {_count(backups, 'worker')}",
+        )
+
+
+def doubts(spec: ClusterSpec) -> Iterator[Mistake]:
+    """What is allowed, but is hardly what somebody wants."""
+    algorithm, workers = spec.train.algorithm, spec.workers.count
+    if isinstance(algorithm, Downpour):
+        most = algorithm.max_staleness
+        if most is not None and most < workers:
+            yield Mistake(
+                (*ALGORITHM, "downpour", "max_staleness"),
+                f"with {_count(workers, 'worker')} a push comes about {workers - 1} late: a bound"
+                f" of {most} will drop many",
+                f"use at least {workers}, or stale_synchronous, which waits instead",
+            )
+    if isinstance(algorithm, Sandblaster) and "optimizer" in spec.train.model_fields_set:
+        yield Mistake(
+            ("train", "optimizer"),
+            "sandblaster uses no optimizer: its method finds direction and step",
+            "remove it",
+            key=True,
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
