@@ -8,7 +8,7 @@ PEERS := .peers
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-all check lint types proto bench clean system
+.PHONY: help demo install test test-all check lint types proto bench compare clean system
 
 help:
 	@echo "make demo      install into .venv and train on the digits: 2 servers, 2 workers, this machine"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-all  the slow ones, too"
 	@echo "make check     lint, types and tests"
 	@echo "make bench     measure what the README says: start-up and shutdown, and dsgd beside its peers"
+	@echo "make compare   measure the algorithms beside each other, and beside torch"
 	@echo "make proto     generate the code of dsgd_cli/wire/dsgd.proto"
 
 demo: $(VENV)/.installed
@@ -61,6 +62,9 @@ $(PEERS)/.installed: tests/benchmarks/peers/requirements.txt tests/make_venv.sh
 bench: $(VENV)/.dev $(PEERS)/.installed system
 	$(BIN)/python -m tests.benchmarks.start_and_stop
 	$(BIN)/python -m tests.benchmarks.compare --peers $(PEERS)/bin/python
+
+compare: $(VENV)/.dev $(PEERS)/.installed
+	$(BIN)/python -m tests.benchmarks.algorithms --peers $(PEERS)/bin/python
 
 clean:
 	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis

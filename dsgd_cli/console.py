@@ -247,7 +247,13 @@ def summary_line(summary: Message) -> str:
         parts.append(f"loss {float(summary['loss']):.4f}")
     parts.append(f"at step {summary['steps']} in {summary['seconds']:.1f}s")
     parts.append(f"{summary['workers']} workers, {summary['servers']} servers")
-    parts.append(f"{summary['batches_per_second']:.0f} batches/s")
+    unit = "steps" if summary["algorithm"] == "sandblaster" else "batches"
+    parts.append(f"{summary['batches_per_second']:.0f} {unit}/s")
+    staleness = summary.get("staleness") or {}
+    if staleness.get("p95"):
+        parts.append(f"staleness {staleness['median']} (p95 {staleness['p95']})")
+    if staleness.get("dropped"):
+        parts.append(f"{staleness['dropped']} pushes came too late")
     return "  ".join(parts)
 
 

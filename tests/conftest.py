@@ -1,4 +1,4 @@
-"""What holds for all tests: Ctrl-C reaches what they start, however they were started themselves."""
+"""What holds for all tests: Ctrl-C reaches what they start, however they were started."""
 
 from __future__ import annotations
 

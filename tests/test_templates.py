@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dsgd_cli.contract.options import ALGORITHMS
 from dsgd_cli.launcher.load import load
 from dsgd_cli.launcher.placement import place
 from dsgd_cli.learning.adapters import load_data, load_model
@@ -17,7 +18,27 @@ TEMPLATES = sorted(FOLDER.glob("*.yaml"))
 
 def test_all_of_them_are_there() -> None:
     names = [path.stem for path in TEMPLATES]
-    assert names == ["localhost", "own-model", "ssh-localhost", "ssh-two-hosts"]
+    assert names == [
+        "downpour",
+        "localhost",
+        "own-model",
+        "sandblaster",
+        "ssh-localhost",
+        "ssh-two-hosts",
+        "stale-synchronous",
+        "synchronous",
+    ]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_has_one_that_names_all_its_options(name: str) -> None:
+    path = FOLDER / f"{name.replace('_', '-')}.yaml"
+    assert load(path).spec.train.algorithm.name == name
+    text = path.read_text()
+    unused = {"name", "local_learning_rate"}  # which is for few
+    assert [
+        option for option in {*ALGORITHMS[name].model_fields} - unused if option not in text
+    ] == []
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)

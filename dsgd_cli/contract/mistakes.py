@@ -107,7 +107,7 @@ def fields_at(model: type[BaseModel], path: Path) -> list[str]:
 
 
 def _is_tag(annotation: Any) -> bool:
-    """Whether a field can have one value only: it says which model this is, and is never written."""
+    """Whether a field has one value only: it says which model this is, and nobody writes it."""
     return get_origin(annotation) is Literal and len(get_args(annotation)) == 1
 
 

@@ -69,6 +69,7 @@ class Result:
             "epochs": run.get("epochs"),
             "seconds": round(seconds, 3),
             "batches_per_second": round(steps / seconds, 1) if seconds else 0.0,
+            "algorithm": self.spec.train.algorithm.name,
             "workers": self.spec.workers.count,
             "servers": self.spec.servers.count,
             "phases": self.phases.rounded(),

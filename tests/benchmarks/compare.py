@@ -84,8 +84,8 @@ class Sides:
                 print(f"dsgd bench: {row['channel']}: {row['error']}", file=sys.stderr)
         return {row["channel"]: row for row in rows if "error" not in row}
 
-    def train(self, seed: int = 0, **train: Any) -> Found:
-        description = {"name": "bench", "seed": seed, "servers": 1, "workers": 2, "train": train}
+    def train(self, seed: int = 0, workers: int = 2, **train: Any) -> Found:
+        description = {"name": "bench", "seed": seed, "workers": workers, "train": train}
         (self.folder / "train.yaml").write_text(json.dumps(description))
         lines = self.dsgd("train", "train.yaml", "--allow-unconverged")
         return next(line for line in reversed(lines) if line["type"] == "summary")

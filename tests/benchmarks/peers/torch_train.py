@@ -47,7 +47,7 @@ def run(rank: int, options: argparse.Namespace, port: int) -> None:
     kind = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}[options.optimizer]
     optimizer = kind(net.parameters(), lr=options.learning_rate)
     mine = torch.arange(rank, len(y) - len(y) % options.processes, options.processes)
-    batches, reached, accuracy = 0, None, 0.0
+    batches, reached, reached_epoch, accuracy = 0, None, None, 0.0
     cpu, began = time.process_time(), time.perf_counter()
     epoch = 0
     while time.perf_counter() - began < options.for_s or epoch < options.epochs:
@@ -64,7 +64,7 @@ def run(rank: int, options: argparse.Namespace, port: int) -> None:
         with torch.no_grad():
             accuracy = (net(x_test).argmax(1) == y_test).float().mean().item()
         if reached is None and accuracy >= options.target:
-            reached = time.perf_counter() - began
+            reached, reached_epoch = time.perf_counter() - began, epoch
         if together:  # all must agree when to stop
             late = torch.tensor(float(time.perf_counter() - began >= options.for_s))
             dist.all_reduce(late, dist.ReduceOp.MAX)
@@ -75,6 +75,7 @@ def run(rank: int, options: argparse.Namespace, port: int) -> None:
         say(
             batches_per_s=options.processes * batches / seconds,
             reached_s=reached,
+            reached_epoch=reached_epoch,
             accuracy=accuracy,
             epochs=epoch,
             cpu_s=options.processes * (time.process_time() - cpu),
