@@ -1,9 +1,9 @@
 """All terminal text. Human text goes to stderr, results to stdout, `--json` makes JSON lines.
 
-Under a terminal one live line shows the progress, redrawn at most five times a second, below the
-log lines; without one a plain line is printed every 10 s. What hosts print is shown with control
-characters escaped, so that no log line can move the cursor or write to the clipboard. A terminal
-that has gone away (SIGHUP) is not an error.
+Under a terminal some live lines show the run (`view`), redrawn at most five times a second, below
+the log lines; without one a plain line is printed every 10 s. What hosts print is shown with
+control characters escaped, so that no log line can move the cursor or write to the clipboard. A
+terminal that has gone away (SIGHUP) is not an error.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from dsgd_cli.contract.durations import format_duration
 from dsgd_cli.contract.errors import DsgdError
+from dsgd_cli.view import View, aligned
 
 SCHEMA = {"type": "version", "schema": "dsgd/1"}
 REDRAW_S = 0.2
@@ -48,7 +48,9 @@ class Console:
         self._lock = threading.RLock()  # a signal handler may print in the middle of printing
         self._live = self._err.isatty() and os.environ.get("TERM", "") != "dumb" and not as_json
         self._colour = _wants_colour(self._err)
-        self._line = ""
+        self._view = View()
+        self._lines: list[str] = []  # the live ones
+        self._drawn = 0  # how many of them are on the screen
         self._drawn_at = 0.0
         if as_json:
             self.result(SCHEMA)
@@ -71,12 +73,7 @@ class Console:
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         """Columns, aligned."""
-        lines = [head, *rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        )
+        return "\n".join(aligned([head, *rows]))
 
     def log_line(self, process: str, host: str, line: str, stream: str = "stdout") -> None:
         """A line that a process printed: `worker/3@gpu2 | ...`."""
@@ -140,30 +137,45 @@ class Console:
         if self.as_json:
             if self._due(1.0):
                 self.result(dict(message))
-        elif self._live:
+            return
+        with self._lock:
+            self._view.progress(message)
+            if self._live:
+                self._show_run()
+            elif self._due(PLAIN_S):
+                self._emit(self._err, self._view.head() + "\n")
+
+    def record(self, record: Message) -> None:
+        """A line of metrics.jsonl."""
+        if self._live:
             with self._lock:
-                self._line = progress_line(message)
-                if self._due(REDRAW_S):
-                    self._draw()
-        elif self._due(PLAIN_S):
-            self._write(self._err, progress_line(message) + "\n")
+                self._view.record(record)
+                self._show_run()
 
     def waiting(self, text: str) -> None:
         """What is waited for, on the live line; nothing when there is no terminal."""
         if self._live:
             with self._lock:
-                self._emit(self._err, "\r\x1b[2K")
-                self._line = printable(text)
-                if text:
-                    self._draw()
+                self._wipe()
+                self._lines = [printable(text)] if text else []
+                self._draw()
 
     def progress_ends(self) -> None:
         """Leave the last progress line on the screen."""
         with self._lock:
-            if self._line:
+            if self._lines:
+                self._wipe()
+                self._lines = self._lines[:1]
                 self._draw()
-                self._line = ""
                 self._emit(self._err, "\n")
+                self._lines, self._drawn = [], 0
+            self._view = View()
+
+    def _show_run(self) -> None:
+        if self._due(REDRAW_S):
+            self._wipe()
+            self._lines = self._view.lines(max(1, shutil.get_terminal_size().lines - 2))
+            self._draw()
 
     def _due(self, every_s: float) -> bool:
         now = time.monotonic()
@@ -173,17 +185,24 @@ class Console:
         return True
 
     def _draw(self) -> None:
+        """The live lines, below all else; the cursor stays behind the last."""
         width = shutil.get_terminal_size().columns
-        self._emit(self._err, "\r\x1b[2K" + self._line[: width - 1])
+        self._emit(self._err, "\n".join(line[: width - 1] for line in self._lines))
+        self._drawn = len(self._lines)
+
+    def _wipe(self) -> None:
+        """Takes the live lines off the screen."""
+        if self._drawn:
+            up = f"\x1b[{self._drawn - 1}A" if self._drawn > 1 else ""
+            self._emit(self._err, f"\r{up}\x1b[J")
+            self._drawn = 0
 
     def _above(self, text: str) -> None:
-        """Print above the live line."""
+        """Print above the live lines."""
         with self._lock:
-            if self._line:
-                self._emit(self._err, "\r\x1b[2K")
+            self._wipe()
             self._emit(self._err, text + "\n")
-            if self._line:
-                self._draw()
+            self._draw()
 
     def _write(self, file: IO[str], text: str) -> None:
         with self._lock:
@@ -208,31 +227,6 @@ def printable(text: str) -> str:
         char if char.isprintable() or char in "\t\n" else char.encode("unicode_escape").decode()
         for char in text
     )
-
-
-def progress_line(message: Message) -> str:
-    """`step 1240  loss 0.113  accuracy 0.958  41.2k examples/s  epoch 12  1.8s`; cut at the end."""
-    parts = [f"step {message.get('step', 0)}"]
-    if message.get("loss") is not None:
-        parts.append(f"loss {float(message['loss']):.4f}")
-    if message.get("value") is not None and message.get("metric") not in (None, "loss"):
-        parts.append(f"{message['metric']} {float(message['value']):.4f}")
-    parts.append(f"{_short(float(message.get('examples_per_s') or 0))} examples/s")
-    parts.append(f"epoch {message.get('epoch', 0)}")
-    parts.append(f"{float(message.get('elapsed_s') or 0):.1f}s")
-    limits = message.get("limits") or {}
-    if limits:
-        parts.append("until " + ", ".join(_limit(name, value) for name, value in limits.items()))
-    return "  ".join(parts)
-
-
-def _limit(name: str, value: float) -> str:
-    """`accuracy 0.97`, `epoch 50`, `10m`."""
-    if name == "max_time_s":
-        return format_duration(float(value))
-    if name.startswith("max_"):
-        name = name[len("max_") :].removesuffix("s")
-    return f"{name} {value:g}"
 
 
 def summary_line(summary: Message) -> str:
@@ -265,13 +259,6 @@ def best_line(summary: Message) -> list[str]:
     return [
         f"best:  {best['model']}  ({best['metric']} {best['value']:.4f} at step {best['step']})"
     ]
-
-
-def _short(number: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
-    return f"{number:.0f}"
 
 
 def _wants_colour(file: IO[str]) -> bool:

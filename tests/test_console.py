@@ -7,8 +7,9 @@ import json
 
 import pytest
 
-from dsgd_cli.console import Console, printable, progress_line
+from dsgd_cli.console import Console, printable
 from dsgd_cli.contract.errors import HostError, SpecError
+from dsgd_cli.view import progress_line
 
 
 def consoles(as_json: bool = False) -> tuple[Console, io.StringIO, io.StringIO]:

@@ -23,6 +23,7 @@ class TrainScreen(Screen, Protocol):
     """What a training shows."""
 
     def progress(self, message: Message) -> None: ...
+    def record(self, record: Message) -> None: ...
     def progress_ends(self) -> None: ...
 
 
@@ -64,6 +65,7 @@ def _heard(
         screen.progress(message)
     elif kind == "record":
         metrics.write(json.dumps(message["record"]) + "\n")
+        screen.record(message["record"])
     elif kind == "unreachable":
         raise ProcessDied(unreachable(message, running.host_of).message)
     elif kind == "run_error":  # `finished` follows, with what there is to bring home
