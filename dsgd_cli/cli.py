@@ -52,6 +52,7 @@ def cli() -> None:
     \b
     dsgd init                    write a commented cluster.yaml
     dsgd train cluster.yaml      start it, train, bring the model home, stop it
+    dsgd sweep cluster.yaml workers=1,2,4      train every combination
     dsgd train --local 1x2 --model mlp --data digits      needs no file
     """
 
@@ -182,6 +183,39 @@ def train(
         console.result(result.summary())
     if result.error is not None:
         raise click.exceptions.Exit(result.error.exit_code)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("grid", nargs=-1, required=True, metavar="KEY=VALUE,VALUE…")
+@set_option
+@json_option
+@yes_option
+@click.option(
+    "--runs", default="runs", type=click.Path(path_type=Path), help="Where results go: runs/."
+)
+def sweep(
+    file: Path, grid: Sequence[str], overrides: Sequence[str], as_json: bool, yes: bool, runs: Path
+) -> None:
+    """Train every combination: dsgd sweep FILE workers=1,2,4 algorithm=downpour,synchronous."""
+    console = _console(as_json)
+    from dsgd_cli.launcher import sweep as sweeping
+    from dsgd_cli.launcher.load import load
+    from dsgd_cli.launcher.train import Options
+
+    axes = sweeping.grid(grid)
+    cells = sweeping.cells(axes, lambda values: load(file, [*overrides, *values]))
+    options = Options(allow_unconverged=True, runs=runs, confirm=_confirm(yes))
+    made = sweeping.sweep(cells, console, options)
+    if as_json:
+        for summary in made.summaries:
+            console.result(summary)
+    else:
+        console.text(console.table(made.head(), list(made.rows())))
+        console.note(f"runs: {made.folder}/")
+        for cell, error in made.errors:
+            console.warn([f"{cell.label}: {error.message}"])
+    made.check()
 
 
 @cli.command()

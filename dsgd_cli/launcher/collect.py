@@ -23,12 +23,12 @@ from dsgd_cli.launcher.remote import Message, Missing, Remote
 DTYPES = {"float32": ("F32", 4), "float64": ("F64", 8)}
 
 
-def make_run_dir(name: str, root: Path) -> Path:
-    """A new folder `<root>/<name>-<time>`."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+def make_run_dir(name: str, root: Path, label: str | None = None) -> Path:
+    """A new folder `<root>/<name>-<time>`, or `<root>/<label>`."""
+    label = label or f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return _new_folder(root, f"{name}-{stamp}")
+        return _new_folder(root, label)
     except OSError as error:
         raise DsgdError(
             f"{root}: cannot make a folder for the run: {error.strerror}",

@@ -32,18 +32,19 @@ from dsgd_cli.launcher.up import bring_up
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How `train` was asked to behave."""
+    """How `train` was asked to behave. `label`: of the run directory; default: name and time."""
 
     keep: bool = False
     allow_unconverged: bool = False
     timeout_s: float | None = None
     runs: Path = Path("runs")
+    label: str | None = None
     confirm: Callable[[str], bool] = lambda question: False
 
 
 def train(spec: ClusterSpec, screen: TrainScreen, options: Options, phases: Phases) -> Result:
     """Train, bring the result home and take the cluster down. Errors are in `Result.error`."""
-    result = Result(spec, make_run_dir(spec.name, options.runs), phases)
+    result = Result(spec, make_run_dir(spec.name, options.runs, options.label), phases)
     with _files_are_ours():
         (result.run_dir / "cluster.yaml").write_text(resolved_yaml(spec))
     training = Training(Cluster(spec, screen.note), result, screen, options)

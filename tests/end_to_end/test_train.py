@@ -145,3 +145,20 @@ def test_the_same_seed_with_one_worker_gives_the_same_model(user: User) -> None:
         run = user.dsgd("train", "--json", "--allow-unconverged", "--set", blocking)
         models.append(load_file(user.folder / run.summary["run_dir"] / "model.safetensors"))
     assert all(np.array_equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_a_sweep_trains_every_combination_and_tells_them_apart(user: User) -> None:
+    user.write("name: NAME\n")
+    budget = ("--set", "train.until={max_epochs: 3}")
+    run = user.dsgd("sweep", "cluster.yaml", "workers=1,2,4", *budget, "--json")
+    assert run.code == 0, run.err
+    summaries = [line for line in run.lines if line["type"] == "summary"]
+    assert [line["sweep"] for line in summaries] == [{"workers": n} for n in ("1", "2", "4")]
+    assert [line["workers"] for line in summaries] == [1, 2, 4]
+    assert [line["epochs"] for line in summaries] == [3, 3, 3]
+    folders = [user.folder / line["run_dir"] for line in summaries]
+    assert all((folder / "model.safetensors").is_file() for folder in folders)
+    assert len({folder.parent for folder in folders}) == 1
+    kept = json.loads((folders[0].parent / "sweep.json").read_text())
+    assert [line["run_dir"] for line in kept] == [line["run_dir"] for line in summaries]
+    user.assert_nothing_left()

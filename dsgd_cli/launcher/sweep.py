@@ -1,0 +1,184 @@
+"""A grid of trainings: every combination of some fields' values, one after the other.
+
+`workers=1,2,4 algorithm=downpour,synchronous` are six runs of one description. All of them are
+checked before the first one starts; each is a training of its own, in a folder named after its
+values. A run that misses its target or diverges is a result; one that fails is noted and the others
+go on, unless nothing can go on: Ctrl-C, a cluster that somebody else holds, a teardown that is not
+complete. `grid` and `cells` are pure.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dsgd_cli.contract.errors import DsgdError, Interrupted, SpecError, UsageError
+from dsgd_cli.contract.spec import ClusterSpec, Train
+from dsgd_cli.launcher.collect import make_run_dir
+from dsgd_cli.launcher.follow import TrainScreen
+from dsgd_cli.launcher.load import Loaded
+from dsgd_cli.launcher.phases import Phases
+from dsgd_cli.launcher.remote import Message
+from dsgd_cli.launcher.result import Result
+from dsgd_cli.launcher.train import Options, train
+
+MOST = 1000  # runs; more are a slip
+STOPS = (8, 9)  # exit codes after which the next run would only fail the same way
+COLUMNS = ("outcome", "value", "loss", "steps", "epochs", "seconds", "batches_per_second")
+HEADS = ("OUTCOME", "VALUE", "LOSS", "STEPS", "EPOCHS", "SECONDS", "BATCHES/S")
+
+Axis = tuple[str, tuple[str, ...]]  # a key as it was written, and its values
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of the sweep, counted from 1: `values` by key, as they were written."""
+
+    number: int
+    values: tuple[tuple[str, str], ...]
+    spec: ClusterSpec
+
+    @property
+    def label(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.values)
+
+    @property
+    def folder(self) -> str:
+        """The name of its run directory: the number, and the label as far as it goes."""
+        words = [f"{key.rpartition('.')[2]}-{value}" for key, value in self.values]
+        text = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words)).strip("-.")
+        return f"{self.number:02}-{text[:80]}"
+
+
+@dataclass(slots=True)
+class Sweep:
+    """What has come of it so far."""
+
+    folder: Path
+    cells: Sequence[Cell]
+    summaries: list[Message] = field(default_factory=list)  # of the first cells
+    errors: list[tuple[Cell, DsgdError]] = field(default_factory=list)
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """The table: the values of each cell, then what it came to."""
+        for cell, summary in zip(self.cells, self.summaries, strict=False):
+            cells = [_cell(summary.get(column)) for column in COLUMNS]
+            yield (*(value for _, value in cell.values), *cells)
+
+    def head(self) -> tuple[str, ...]:
+        return (*(key.rpartition(".")[2].upper() for key, _ in self.cells[0].values), *HEADS)
+
+    def check(self) -> None:
+        """Raises what went wrong first."""
+        if self.errors:
+            raise self.errors[0][1]
+
+
+def grid(expressions: Sequence[str]) -> list[Axis]:
+    """`workers=1,2` -> its key and its values. Raises UsageError."""
+    axes: list[Axis] = []
+    for expression in expressions:
+        key, equals, text = expression.partition("=")
+        values = tuple(value.strip() for value in _split(text))
+        if not equals or not key.strip() or not all(values):
+            raise UsageError(
+                f"{expression}: not a list of values", remedy="write key=value,value: workers=1,2,4"
+            )
+        if key in dict(axes) or len(set(values)) != len(values):
+            raise UsageError(f"{expression}: given twice", remedy="name each key and value once")
+        axes.append((key.strip(), values))
+    if not axes:
+        raise UsageError("nothing varies", remedy="write key=value,value: workers=1,2,4")
+    count = math.prod(len(values) for _, values in axes)
+    if count > MOST:
+        raise UsageError(f"{count} runs are too many: {MOST} at most")
+    return axes
+
+
+def cells(axes: Sequence[Axis], load: Callable[[list[str]], Loaded]) -> list[Cell]:
+    """Every combination, the last key varying fastest; all mistakes at once, each with its cell."""
+    made: list[Cell] = []
+    details: list[str] = []
+    for values in itertools.product(*(values for _, values in axes)):
+        pairs = tuple(zip((key for key, _ in axes), values, strict=True))
+        try:
+            spec = load([f"{full_key(key)}={value}" for key, value in pairs]).spec
+        except SpecError as error:
+            if not error.details:  # there is no such file
+                raise
+            details += [line for line in error.details if line not in details]
+        else:
+            made.append(Cell(len(made) + 1, pairs, spec))
+    if details:
+        count = math.prod(len(values) for _, values in axes)
+        raise SpecError(f"{count - len(made)} of {count} runs cannot be", details=details)
+    return made
+
+
+def full_key(key: str) -> str:
+    """`algorithm` -> `train.algorithm`: fields of a run need no prefix."""
+    if "." not in key and key in Train.model_fields and key not in ClusterSpec.model_fields:
+        return f"train.{key}"
+    return key
+
+
+def sweep(cells: Sequence[Cell], screen: TrainScreen, options: Options) -> Sweep:
+    """Train them one after the other. What went wrong is in `errors`."""
+    name = cells[0].spec.name
+    made = Sweep(make_run_dir(f"{name}-sweep", options.runs), cells)
+    for cell in cells:
+        screen.note(f"── {cell.number}/{len(cells)}  {cell.label}")
+        result = train(
+            cell.spec, screen, replace(options, runs=made.folder, label=cell.folder), Phases()
+        )
+        _add(made, cell, result)
+        if isinstance(result.error, Interrupted) or _code(result) in STOPS:
+            break
+    return made
+
+
+def _add(made: Sweep, cell: Cell, result: Result) -> None:
+    summary: dict[str, Any] = {**result.summary(), "sweep": dict(cell.values)}
+    made.summaries.append(summary)
+    if result.error is not None:
+        made.errors.append((cell, result.error))
+    text = json.dumps(made.summaries, indent=1)
+    try:
+        (made.folder / "sweep.json").write_text(text + "\n")
+    except OSError as error:
+        raise DsgdError(f"{made.folder}: {error.strerror}") from None
+
+
+def _code(result: Result) -> int:
+    return 0 if result.error is None else result.error.exit_code
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _split(text: str) -> list[str]:
+    """At the commas that are in no bracket and no quote."""
+    parts, depth, quote = [""], 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "{[(":
+            depth += 1
+        elif char in "}])":
+            depth -= 1
+        if char == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts

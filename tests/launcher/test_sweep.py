@@ -1,0 +1,140 @@
+"""Grids of runs: what they vary, what they are called, what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dsgd_cli.contract.errors import DsgdError, HostError, SpecError, UsageError
+from dsgd_cli.launcher import sweep as sweeping
+from dsgd_cli.launcher.load import Loaded, load
+from dsgd_cli.launcher.phases import Phases
+from dsgd_cli.launcher.result import Result
+from dsgd_cli.launcher.sweep import Cell, cells, grid, sweep
+from dsgd_cli.launcher.train import Options
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("cluster.yaml").write_text("name: lab\n")
+    return tmp_path
+
+
+def loaded(values: list[str]) -> Loaded:
+    return load("cluster.yaml", values)
+
+
+def cells_of(*expressions: str) -> list[Cell]:
+    return cells(grid(expressions), loaded)
+
+
+def test_values_are_split_at_commas_outside_of_brackets_and_quotes() -> None:
+    text = "train.algorithm=downpour,{synchronous: {backup_workers: 1}},'a,b'"
+    assert grid([text, "workers= 1, 2"]) == [
+        ("train.algorithm", ("downpour", "{synchronous: {backup_workers: 1}}", "'a,b'")),
+        ("workers", ("1", "2")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("expressions", "said"),
+    [
+        ((), "nothing varies"),
+        (("workers",), "not a list of values"),
+        (("=1,2",), "not a list of values"),
+        (("workers=1,,2",), "not a list of values"),
+        (("workers=",), "not a list of values"),
+        (("workers=1,1",), "given twice"),
+        (("workers=1", "workers=2"), "given twice"),
+        (("seed=" + ",".join(map(str, range(1001))),), "1001 runs are too many"),
+    ],
+)
+def test_what_is_no_grid(expressions: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        grid(expressions)
+
+
+def test_every_combination_is_a_run_with_a_folder_of_its_own() -> None:
+    made = cells_of("workers=1,2", "algorithm=downpour,{synchronous: {}}")
+    assert [cell.label for cell in made] == [
+        "workers=1 algorithm=downpour",
+        "workers=1 algorithm={synchronous: {}}",
+        "workers=2 algorithm=downpour",
+        "workers=2 algorithm={synchronous: {}}",
+    ]
+    assert [cell.folder for cell in made] == [
+        "01-workers-1-algorithm-downpour",
+        "02-workers-1-algorithm-synchronous",
+        "03-workers-2-algorithm-downpour",
+        "04-workers-2-algorithm-synchronous",
+    ]
+    found = [(cell.spec.workers.count, cell.spec.train.algorithm.name) for cell in made]
+    assert found == [(w, a) for w in (1, 2) for a in ("downpour", "synchronous")]
+
+
+def test_fields_of_a_run_need_no_prefix() -> None:
+    [small, large] = cells_of("batch_size=16,64")
+    assert (small.spec.train.batch_size, large.spec.train.batch_size) == (16, 64)
+    [one, two] = cells_of("train.until.max_epochs=1,2")
+    assert (one.spec.train.until.max_epochs, two.spec.train.until.max_epochs) == (1, 2)
+
+
+def test_all_mistakes_are_found_before_anything_starts() -> None:
+    with pytest.raises(SpecError, match="5 of 6 runs cannot be") as caught:
+        cells_of("workers=1,two,-1", "algorithm=downpour,downpur")
+    said = [line for line in caught.value.details if line.startswith("--set")]
+    assert len(said) == len(set(said)) == 3
+    assert "--set train.algorithm=downpur:1:17  unknown algorithm 'downpur'" in said[0]
+
+
+def test_a_file_that_is_not_there_is_said_as_ever() -> None:
+    Path("cluster.yaml").unlink()
+    with pytest.raises(SpecError, match=r"cluster\.yaml: no such file"):
+        cells_of("workers=1,2")
+
+
+class Screen:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "runs"),
+    [
+        (HostError("gpu1", "no answer"), 3),
+        (type("Held", (DsgdError,), {"exit_code": 8})("held"), 2),
+        (None, 3),
+    ],
+)
+def test_a_run_that_fails_ends_the_sweep_only_if_the_next_would_fail_like_it(
+    error: DsgdError | None, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[str | None] = []
+
+    def train(spec: object, screen: object, options: Options, phases: Phases) -> Result:
+        began.append(options.label)
+        assert options.label is not None
+        result = Result(made[0].spec, options.runs / options.label, phases)
+        result.error = error if len(began) == 2 else None
+        return result
+
+    monkeypatch.setattr(sweeping, "train", train)
+    made = cells_of("workers=1,2,4")
+    screen = Screen()
+    found = sweep(made, screen, Options(runs=Path("runs")))  # type: ignore[arg-type]
+    assert began == [cell.folder for cell in made[:runs]]
+    assert [text.split()[1] for text in screen.notes] == [f"{n}/3" for n in range(1, runs + 1)]
+    assert len(found.summaries) == len(list(found.rows())) == runs
+    assert (found.folder / "sweep.json").is_file()
+    if error is None:
+        found.check()
+    else:
+        with pytest.raises(type(error)):
+            found.check()
