@@ -53,7 +53,7 @@ def wolfe(
             return (yield from _zoom(start, trial, before, slack, curvature, TRIALS - number))
         step = _beyond(before, trial)
         before = trial
-    return None
+    return before  # still downhill: as far as it goes
 
 
 def _zoom(
@@ -75,21 +75,26 @@ def _zoom(
             break
     if low.step == 0.0:
         return None
+    if low is trial:
+        return low
     return Trial(low.step, *(yield low.step))  # enough of a decrease, if not the slope
 
 
 def _decreases(start: Trial, trial: Trial, slack: float) -> bool:
-    if not math.isfinite(trial.value):
+    if not (math.isfinite(trial.value) and math.isfinite(trial.slope)):
         return False
     return trial.value <= start.value + ARMIJO * trial.step * start.slope + slack
 
 
 def _beyond(before: Trial, trial: Trial) -> float:
-    """Further along: where a cubic through both has its minimum, within bounds."""
+    """Further along: where a cubic through both has its minimum, within bounds.
+
+    A minimum that is behind is one of a curve that falls ever faster from here on.
+    """
     least = trial.step + (trial.step - before.step) * MARGIN
     most = trial.step * GROWTH
     guess = _cubic(before, trial)
-    return min(max(guess, least), most) if guess is not None else most
+    return most if guess is None or guess <= trial.step else min(max(guess, least), most)
 
 
 def _between(low: Trial, high: Trial) -> float:
