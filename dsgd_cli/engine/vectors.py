@@ -12,11 +12,12 @@ which they are given:
 
 PARAMETERS are what workers pull. A vector exists from the first time that it is an `out`. A list of
 operations has a number: a shard does it once, and answers again what it answered, if it is asked
-again; it refuses to leave one out.
+again, even while it is at it; it refuses to leave one out.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -90,8 +91,13 @@ def together(ops: Sequence[Op], answers: Sequence[Sequence[float]]) -> tuple[flo
     asked = [op for op in ops if isinstance(op, Dot | Largest)]
     found = []
     for op, *parts in zip(asked, *answers, strict=True):
-        found.append(max(parts) if isinstance(op, Largest) else float(sum(parts)))
+        found.append(_largest(parts) if isinstance(op, Largest) else float(sum(parts)))
     return tuple(found)
+
+
+def _largest(values: Sequence[float]) -> float:
+    """NaN if one of them is: `max` would depend on their order."""
+    return float(np.max(values))
 
 
 class OutOfTurn(Exception):
@@ -127,17 +133,19 @@ class Vectors:
         self._result = np.empty(max(self._sizes), self._dtype)
         self._number = 0
         self._answer: tuple[float, ...] = ()
+        self._lock = threading.Lock()
 
     def do(self, number: int, ops: Sequence[Op]) -> tuple[float, ...]:
         """Carries them out, in order. Raises OutOfTurn, Incomplete, KeyError (no such vector)."""
-        if number == self._number:
+        with self._lock:  # a repetition may come while the first is under way
+            if number == self._number:
+                return self._answer
+            if number != self._number + 1:
+                raise OutOfTurn(f"operations {number} after {self._number}")
+            with np.errstate(all="ignore"):
+                found = [value for op in ops if (value := self._one(op)) is not None]
+            self._number, self._answer = number, tuple(found)
             return self._answer
-        if number != self._number + 1:
-            raise OutOfTurn(f"operations {number} after {self._number}")
-        with np.errstate(all="ignore"):
-            found = [value for op in ops if (value := self._one(op)) is not None]
-        self._number, self._answer = number, tuple(found)
-        return self._answer
 
     def _one(self, op: Op) -> float | None:
         match op:
@@ -147,7 +155,7 @@ class Vectors:
                 return float(sum(self._dot(a, b, block) for block in range(len(self._sizes))))
             case Largest(a):
                 blocks = range(len(self._sizes))
-                return max(float(np.abs(self._read(a, block)).max()) for block in blocks)
+                return _largest([float(np.abs(self._read(a, block)).max()) for block in blocks])
             case Gradient():
                 self._gradient(op)
         return None
