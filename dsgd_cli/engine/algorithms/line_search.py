@@ -73,7 +73,7 @@ def _zoom(
             low = trial
         if abs(high.step - low.step) <= 1e-12 * max(high.step, low.step):
             break
-    if low.step == 0.0:
+    if low.value >= start.value:  # the start itself, or no more than noise
         return None
     if low is trial:
         return low

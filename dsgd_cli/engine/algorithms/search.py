@@ -116,7 +116,9 @@ def search(settings: Settings) -> Method:
     number, passes, still = 0, 1, 0
     while True:
         yield Step(number, point.loss, point.largest, passes)
-        if point.largest <= settings.tolerance:
+        if not math.isfinite(point.loss):  # of the first parameters
+            return "the loss is not finite, there is nothing to go by"
+        if point.largest <= settings.tolerance or point.squares == 0.0:
             return f"no gradient is larger than {settings.tolerance:g}"
         if still == STILL:
             return "the loss does not decrease any further"
