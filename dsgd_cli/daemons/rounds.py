@@ -73,6 +73,7 @@ class Rounds:
         self._todo: list[Job] = []
         self._free = list(parameters.buffers)
         self._version = 0  # updates in the parameters in hand
+        self._stale = False  # a job that was to fetch newer ones was dropped before it did
         self._pause_s = PAUSE_S[0]
 
     # ── orders ──
@@ -104,6 +105,7 @@ class Rounds:
             return
         if job in self._todo:
             self._todo.remove(job)
+            self._stale = self._stale or job.fetch
         if job.buffer is not None:
             self._free.append(job.buffer)
 
@@ -127,12 +129,13 @@ class Rounds:
 
     def _has_parameters(self, job: Job) -> bool:
         """Fetches what the job needs; False where it is not there yet."""
-        if not job.fetch and job.needs <= self._version:
+        fetch = job.fetch or self._stale
+        if not fetch and job.needs <= self._version:
             return True
         began_s = perf_counter()
-        if job.fetch:
+        if fetch:
             self._shards.pull()
-            job.fetch = False
+            job.fetch = self._stale = False
         elif not self._shards.catch_up(job.needs):
             time.sleep(self._pause_s)  # then the inbox is looked at, too
             self._pause_s = min(GROWTH * self._pause_s, PAUSE_S[1])
@@ -200,9 +203,10 @@ class Rounds:
         job.counts.loss_count += len(x)
         job.finite = job.finite and finite and math.isfinite(loss)
         job.at = stop
-        if job.computed and not job.finite:  # a trial that leads nowhere: the search turns back
-            buffer.flat[:] = 0.0
+        if job.computed and not job.finite:  # a trial that leads nowhere: the search turns back,
+            buffer.flat[:] = 0.0  # and the run has not diverged
             job.counts.loss_sum = math.inf
+            self._computing.streak = 0
 
     # ── rounds ──
 
