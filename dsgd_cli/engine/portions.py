@@ -11,7 +11,7 @@ module knows workers by number only and no clock but the one that it is told.
 
 from __future__ import annotations
 
-import statistics
+from bisect import insort
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -24,7 +24,6 @@ class _Portion:
     start: int
     stop: int
     out: dict[int, float] = field(default_factory=dict)  # worker -> since when
-    done: bool = False
 
 
 class Portions:
@@ -35,8 +34,8 @@ class Portions:
         ends = [examples * part // count for part in range(count + 1)]
         self._portions = [_Portion(start, stop) for start, stop in pairwise(ends)]
         self._last: dict[int, int] = {}  # worker -> its newest portion
-        self._took_s: list[float] = []
-        self._left = count
+        self._open = dict(enumerate(self._portions))  # those that are not done
+        self._took_s: list[float] = []  # in order
 
     @property
     def count(self) -> int:
@@ -44,7 +43,7 @@ class Portions:
 
     @property
     def complete(self) -> bool:
-        return self._left == 0
+        return not self._open
 
     def bounds(self, portion: int) -> tuple[int, int]:
         """Its examples [start, stop)."""
@@ -52,7 +51,7 @@ class Portions:
 
     def free(self) -> int:
         """How many nobody has."""
-        return sum(not portion.done and not portion.out for portion in self._portions)
+        return sum(not portion.out for portion in self._open.values())
 
     def next(self, worker: int, now_s: float) -> int | None:
         """Hands a portion out: a free one, or a copy of one that is late; None: nothing to do."""
@@ -68,24 +67,23 @@ class Portions:
         """(whether this copy is the one that counts, the workers whose copies do not)."""
         item = self._portions[portion]
         since_s = item.out.pop(worker, None)
-        if item.done:
+        if portion not in self._open:
             return False, ()
         if since_s is not None:
-            self._took_s.append(now_s - since_s)
-        item.done = True
-        self._left -= 1
+            insort(self._took_s, now_s - since_s)
+        del self._open[portion]
         others = tuple(item.out)
         item.out.clear()
         return True, others
 
     def leave(self, worker: int) -> None:
         """The worker is gone: what it had, and nobody else has, is free."""
-        for portion in self._portions:
+        for portion in self._open.values():
             portion.out.pop(worker, None)
         self._last.pop(worker, None)
 
     def _free_for(self, worker: int) -> int | None:
-        free = [n for n, item in enumerate(self._portions) if not item.done and not item.out]
+        free = [number for number, item in self._open.items() if not item.out]
         if not free:
             return None
         follows = self._last.get(worker, -2) + 1
@@ -109,11 +107,11 @@ class Portions:
         """The portion that is out for longest, if that is too long; never the worker's own."""
         if not self._took_s:
             return None
-        bound_s = LATE * statistics.median(self._took_s)
+        bound_s = LATE * self._took_s[len(self._took_s) // 2]
         late = [
             (now_s - min(item.out.values()), -number)
-            for number, item in enumerate(self._portions)
-            if not item.done and item.out and worker not in item.out and len(item.out) < COPIES
+            for number, item in self._open.items()
+            if item.out and worker not in item.out and len(item.out) < COPIES
         ]
         longest_s, number = max(late, default=(0.0, 0))
         return -number if late and longest_s > bound_s else None

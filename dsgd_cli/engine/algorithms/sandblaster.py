@@ -12,6 +12,7 @@ the run may evaluate them. When training ends in the middle of a step, the param
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -50,13 +51,10 @@ class Copy:
 class Sandblaster:
     """A `Strategy`. `share`: portions of a pass for each worker."""
 
-    def __init__(
-        self, settings: search.Settings, examples: int, workers: int, share: int, rows: int
-    ) -> None:
+    def __init__(self, settings: search.Settings, examples: int, workers: int, share: int) -> None:
         self._method = search.search(settings)
         self._examples = examples
         self._portion_count = workers * share
-        self._rows = rows
         self._request: search.Request | None = next(self._method)
         self._over: str | None = None
         self._asked = False  # the shards are at the operations of the request
@@ -204,7 +202,7 @@ class Sandblaster:
             self._loss = 0.0
             self._portions = Portions(self._examples, self._portion_count)
         free = [m for m in members if m.worker not in self._away and m.worker in self._fetched]
-        held = {m.worker: self._held(m.worker) for m in free}
+        held = Counter(copy.worker for copy in self._copies.values())
         while hungry := [m for m in free if held[m.worker] < HELD]:
             member = min(hungry, key=lambda m: (held[m.worker], m.turn))
             portion = self._portions.next(member.worker, now_s)
@@ -230,6 +228,3 @@ class Sandblaster:
 
     def over(self) -> str | None:
         return self._over
-
-    def _held(self, worker: int) -> int:
-        return sum(copy.worker == worker for copy in self._copies.values())

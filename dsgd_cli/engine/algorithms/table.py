@@ -54,7 +54,7 @@ def _sandblaster(settings: Settings, examples: int) -> Strategy:
         tolerance=options["tolerance"],
         noise=NOISE * float(np.finfo(settings.dtype).eps),
     )
-    return Sandblaster(how, examples, settings.workers, options["portions"], options["rows"])
+    return Sandblaster(how, examples, settings.workers, options["portions"])
 
 
 STRATEGIES: dict[str, Callable[[Settings, int], Strategy]] = {
