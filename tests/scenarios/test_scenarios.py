@@ -4,13 +4,17 @@ A block is one or more commands; below `----` stands what the machine decided, i
 `REWRITE_SCENARIOS=1` the expectations are written anew; commit that only if you understand what
 changed them. Commands (a worker is a number; `@2` is its incarnation, otherwise the newest):
 
-    run KEY=VALUE…              until: accuracy loss max_epochs max_steps max_time; batch, every
+    run KEY=VALUE…              until: accuracy loss max_epochs max_steps max_time plateau=PATIENCE;
+        batch, every, examples, workers, clip_norm, decay=FACTOR:PATIENCE (of a plateau);
+        algorithm, and whatever its options are
     at SECONDS                  what follows happens at that time
     up 0 1 …                    join, prepare, configure, initialise: decisions are left out
     joined|lost|moved|initialised|drained WORKER[@INCARNATION]
     prepared WORKER [examples=…] [digest=…] [W=4x2]
-    report WORKER TASK upto=… [steps=…] [examples=…] [each=SECONDS] [loss=…]
-        [nonfinite=STREAK:TENSOR]
+    report WORKER TASK [upto=…] [steps=…] [examples=…] [each=SECONDS] [loss=…]
+        [nonfinite=STREAK:TENSOR] [round=…]            without `upto`: all of the task
+    claimed WORKER TASK | ticked WORKER CLOCK
+    committed ROUND | measured ROUND SQUARES | operated NUMBER VALUES…
     evaluated WORKER ID accuracy=… loss=…
     fenced WORKER INCARNATION
     configured | frozen | thawed | exported | tick | stop WHY… | failed WORKER ERROR… | broken WHY…
@@ -18,6 +22,7 @@ changed them. Commands (a worker is a number; `@2` is its incarnation, otherwise
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,8 +30,11 @@ from typing import Any
 
 import pytest
 
+from dsgd_cli.contract.options import ALGORITHMS
 from dsgd_cli.engine import events as e
+from dsgd_cli.engine.tasks import Task
 from dsgd_cli.engine.training import Training
+from dsgd_cli.engine.vectors import Combine, Dot, Gradient, Largest, Op
 
 FOLDER = Path(__file__).parent
 HIDDEN = ("report",)  # records that would drown the rest
@@ -40,6 +48,7 @@ class Script:
         self.now_s = 0.0
         self.examples = 100
         self.incarnations: dict[int, int] = {}
+        self.tasks: dict[int, Task] = {}  # by their numbers: all that were handed out
 
     def block(self, commands: list[str]) -> list[str]:
         lines = [line for command in commands for line in self.command(command)]
@@ -59,10 +68,13 @@ class Script:
 
     def feed(self, event: e.Event) -> list[e.Decision]:
         assert self.machine is not None, "a scenario begins with `run`"
-        return self.machine.on(event, self.now_s)
+        decisions = self.machine.on(event, self.now_s)
+        handed_out = [d.task for d in decisions if isinstance(d, e.Grant | e.Work)]
+        self.tasks |= {task.id: task for task in handed_out}
+        return decisions
 
     def run(self, options: dict[str, str]) -> None:
-        self.now_s, self.incarnations = 0.0, {}
+        self.now_s, self.incarnations, self.tasks = 0.0, {}, {}
         self.examples = int(options.get("examples", 100))
         count, _, unit = options.get("every", "1:epoch").partition(":")
         until = e.Until(
@@ -71,9 +83,18 @@ class Script:
             max_epochs=whole(options.get("max_epochs")),
             max_steps=whole(options.get("max_steps")),
             max_time_s=number(options.get("max_time")),
+            plateau=plateau(options.get("plateau")),
         )
-        every = e.Every(float(count), unit)  # type: ignore[arg-type]
-        self.machine = Training(e.Settings(0, int(options.get("batch", 10)), until, every))
+        settings = e.Settings(
+            seed=0,
+            batch_size=int(options.get("batch", 10)),
+            until=until,
+            every=e.Every(float(count), unit),  # type: ignore[arg-type]
+            algorithm=algorithm(options),
+            optimizer=optimizer(options),
+            workers=int(options.get("workers", 1)),
+        )
+        self.machine = Training(settings)
 
     def up(self, workers: list[int]) -> None:
         """As far as the last worker's `Prepared`, which starts the training."""
@@ -102,6 +123,33 @@ def options(words: list[str]) -> dict[str, str]:
     return dict(word.split("=") for word in words)
 
 
+def algorithm(given: dict[str, str]) -> dict[str, Any]:
+    """Its options with their defaults, as the coordinator gets them."""
+    model = ALGORITHMS[given.get("algorithm", "downpour")]
+    chosen = {name: value(given[name]) for name in model.model_fields if name in given}
+    return model.model_validate(chosen).model_dump(mode="json")
+
+
+def optimizer(given: dict[str, str]) -> dict[str, Any]:
+    made: dict[str, Any] = {"clip_norm": number(given.get("clip_norm"))}
+    if "decay" in given:
+        factor, _, patience = given["decay"].partition(":")
+        how = {"factor": float(factor), **(plateau(patience) or {})}
+        made["decay"] = {"name": "plateau", "options": how}
+    return made
+
+
+def plateau(patience: str | None) -> dict[str, Any] | None:
+    return patience and {"patience": int(patience), "min_delta": 0.0, "metric": None}
+
+
+def value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
 def joined(script: Script, words: list[str]) -> e.Event:
     worker = int(words[0].partition("@")[0])
     script.incarnations[worker] = script.incarnations.get(worker, 0) + 1
@@ -119,8 +167,11 @@ def prepared(script: Script, words: list[str]) -> e.Event:
 def report(script: Script, words: list[str]) -> e.Event:
     given = options(words[2:])
     streak, _, tensor = given.get("nonfinite", "0:").partition(":")
-    steps = int(given.get("steps", 1))
-    examples = int(given.get("examples", 10 * steps))
+    steps, examples = int(given.get("steps", 1)), 10
+    if "upto" not in given:
+        task = script.tasks[int(words[1])]
+        given["upto"], examples = str(task.stop), task.stop - task.start
+    examples = int(given.get("examples", examples * steps))
     return e.Report(
         *script.who(words[0]),
         task_id=int(words[1]),
@@ -132,6 +183,7 @@ def report(script: Script, words: list[str]) -> e.Event:
         compute_s=steps * float(given.get("each", 0.02)),
         nonfinite_streak=int(streak),
         nonfinite_where=tensor,
+        round=int(given.get("round", 0)),
     )
 
 
@@ -151,6 +203,11 @@ EVENTS: dict[str, Callable[[Script, list[str]], e.Event]] = {
     "evaluated": evaluated,
     "failed": failed,
     "lost": lambda script, words: e.WorkerLost(*script.who(words[0])),
+    "claimed": lambda script, words: e.Claimed(*script.who(words[0]), int(words[1])),
+    "ticked": lambda script, words: e.Ticked(*script.who(words[0]), int(words[1])),
+    "committed": lambda script, words: e.Committed(int(words[0])),
+    "measured": lambda script, words: e.Measured(int(words[0]), float(words[1])),
+    "operated": lambda script, words: e.Operated(int(words[0]), tuple(map(float, words[1:]))),
     "moved": lambda script, words: e.Moved(*script.who(words[0])),
     "initialised": lambda script, words: e.Initialised(*script.who(words[0])),
     "drained": lambda script, words: e.Drained(*script.who(words[0])),
@@ -176,8 +233,23 @@ def render(decision: e.Decision) -> Iterator[str]:
             shown = ("step", "epoch", "loss", "value", "elapsed_s", "workers")
             yield "progress " + fields({name: decision.fields[name] for name in shown})
         case e.Grant(worker, task):
-            where = f"epoch {task.epoch} [{task.start}, {task.stop})"
-            yield f"grant worker/{worker} task {task.id}: {where}"
+            yield f"grant worker/{worker} {span(task)}"
+        case e.Work():
+            yield work(decision)
+        case e.Accept(worker, task_id, round_, part):
+            yield f"accept worker/{worker} task {task_id}: round {round_} part {part}"
+        case e.Late(worker, task_id):
+            yield f"late worker/{worker} task {task_id}"
+        case e.Advance(worker, limit):
+            yield f"advance worker/{worker} to clock {limit}"
+        case e.Measure(round_, parts, scale) | e.Commit(round_, parts, scale):
+            what = type(decision).__name__.lower()
+            yield f"{what} round {round_}: {parts} parts, scale {scale:.6g}"
+        case e.Operate(count, ops):
+            yield f"operate #{count}"
+            yield from (f"  {operation(op)}" for op in ops)
+        case e.SetRate(factor):
+            yield f"set rate {factor:g}"
         case e.Evaluate(worker, evaluation, frozen):
             yield f"evaluate worker/{worker} #{evaluation}" + (" frozen" if frozen else "")
         case e.Expel(worker, incarnation, why):
@@ -192,6 +264,31 @@ def render(decision: e.Decision) -> Iterator[str]:
             yield f"{type(decision).__name__.lower()} worker/{decision.worker}"
         case _:
             yield type(decision).__name__.lower()
+
+
+def span(task: Task) -> str:
+    return f"task {task.id}: epoch {task.epoch} [{task.start}, {task.stop})"
+
+
+def work(decision: e.Work) -> str:
+    part = "" if decision.part is None else f" part {decision.part}"
+    needs = f" needs {decision.needs}" if decision.needs else ""
+    fetch = " fetch" if decision.fetch else ""
+    where = f"round {decision.round}{part}{needs}{fetch}"
+    return f"work worker/{decision.worker} {span(decision.task)} {where}"
+
+
+def operation(op: Op) -> str:
+    match op:
+        case Combine(out, terms):
+            return f"{out} = " + " + ".join(f"{c:.6g} {vector}" for c, vector in terms)
+        case Gradient(out, round_, parts, scale, l2):
+            decay = f" + {l2:.6g} x" if l2 else ""
+            return f"{out} = {scale:.6g} sum(round {round_}, {parts} parts){decay}"
+        case Dot(a, b):
+            return f"{a} . {b}"
+        case Largest(a):
+            return f"largest {a}"
 
 
 def finish(decision: e.Finish) -> Iterator[str]:
