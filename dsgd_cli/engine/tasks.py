@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 TASK_S = 0.25  # the work that a task should cover; a bit more than the 0.2 s promised
 FIRST_BATCHES = 4  # the size of a task for a worker whose speed is not known yet
-EPOCHS_AHEAD = 2  # how many epochs may be open behind the oldest incomplete one
+EPOCHS_AHEAD = 2  # so many epochs may be open behind the oldest incomplete one
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,7 @@ class TaskQueue:
     examples: int
     batch_size: int
     max_epochs: int | None = None
+    ahead: int = EPOCHS_AHEAD
     complete: int = 0  # epochs 1..complete are done
     _last_id: int = 0
     _open: dict[int, _Epoch] = field(default_factory=dict)
@@ -200,7 +201,7 @@ class TaskQueue:
 
     def _next_epoch(self) -> int | None:
         """The oldest epoch with something free, opened if need be."""
-        for number in range(self.complete + 1, self.complete + 2 + EPOCHS_AHEAD):
+        for number in range(self.complete + 1, self.complete + 2 + self.ahead):
             if self.max_epochs is not None and number > self.max_epochs:
                 return None
             epoch = self._open.setdefault(number, _Epoch([(0, self.examples)]))

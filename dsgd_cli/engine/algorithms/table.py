@@ -13,14 +13,14 @@ from dsgd_cli.engine.algorithms.stale_synchronous import Clocks
 from dsgd_cli.engine.algorithms.streaming import Streaming, WarmStart
 from dsgd_cli.engine.algorithms.synchronous import Synchronous
 from dsgd_cli.engine.events import Settings
-from dsgd_cli.engine.tasks import TaskQueue
+from dsgd_cli.engine.tasks import EPOCHS_AHEAD, TaskQueue
 
 NOISE = 50.0  # times the dtype's precision: what rounding does to a sum of losses
 
 
-def _queue(settings: Settings, examples: int) -> TaskQueue:
+def _queue(settings: Settings, examples: int, ahead: int = EPOCHS_AHEAD) -> TaskQueue:
     assert settings.batch_size is not None
-    return TaskQueue(examples, settings.batch_size, settings.until.max_epochs)
+    return TaskQueue(examples, settings.batch_size, settings.until.max_epochs, ahead)
 
 
 def _downpour(settings: Settings, examples: int) -> Strategy:
@@ -37,8 +37,10 @@ def _stale_synchronous(settings: Settings, examples: int) -> Strategy:
 
 def _synchronous(settings: Settings, examples: int) -> Strategy:
     backups = settings.algorithm["backup_workers"]
-    return Synchronous(
-        _queue(settings, examples),
+    assert settings.batch_size is not None
+    two_steps = -(-2 * settings.workers * settings.batch_size // examples)  # in epochs: they are
+    return Synchronous(  # out at once, however few the examples
+        _queue(settings, examples, EPOCHS_AHEAD + two_steps),
         needed=settings.workers - backups,
         backups=backups,
         clip_norm=settings.optimizer.get("clip_norm"),
