@@ -214,10 +214,11 @@ class Rounds:
         """Sends it as its part, and reports. A round that is over is not worth a word."""
         assert job.buffer is not None
         assert job.part is not None
-        if job.finite or self._rows is not None:
+        round_ = job.round if job.finite or self._rows is not None else 0
+        if round_:
             began_s = perf_counter()
             try:
-                self._shards.contribute(job.buffer, job.round, job.part)
+                self._shards.contribute(job.buffer, round_, job.part)
             except Refused as refused:
                 if refused.reason is not Reason.ROUND_OVER:
                     raise
@@ -226,6 +227,6 @@ class Rounds:
             job.counts.bytes_moved += self._shards.nbytes
         job.contributed = True
         counts, job.counts = job.counts, Counts()
-        self._say(job.task.id, job.task.stop, counts, job.round)
+        self._say(job.task.id, job.task.stop, counts, round_)
         if self._rows is not None:  # a portion is not asked for twice of one worker
             self._drop(job.task.id)

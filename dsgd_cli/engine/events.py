@@ -152,7 +152,7 @@ class Report:
     push_s: float = 0.0
     nonfinite_streak: int = 0  # gradients refused as not finite in a row, up to now
     nonfinite_where: str = ""  # the tensor of the last of them
-    round: int = 0  # of a task that came as `Work`: for which one it was contributed
+    round: int = 0  # of a `Work`: for which one it was contributed; 0: not finite, so for none
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,8 +82,8 @@ class Ledger:
         return 0.0 if self._started_s is None else now_s - self._started_s
 
     def add(self, report: Report, epoch: int, now_s: float) -> list[dict[str, Any]]:
-        """Count a report; gives the worker's record when its window is full."""
-        self.steps += report.steps
+        """Count a report; gives the worker's record when its window is full. `steps` of the run
+        are what its algorithm counts."""
         self.examples += report.examples
         self.staleness.update(report.staleness)
         self.dropped += report.dropped

@@ -319,8 +319,9 @@ class Training:
         if strategy is None or epoch is None:
             return
         self._worked_s = self._now_s
-        self._record(*self._ledger.add(event, epoch, self._now_s))
         strategy.report(event, self._now_s)
+        self._ledger.steps += strategy.steps()
+        self._record(*self._ledger.add(event, epoch, self._now_s))
         self._count_epochs()
         member.steps += max(event.steps, int(event.examples > 0))
         member.streak = Streak(
@@ -455,6 +456,7 @@ class Training:
                 member = self._members.living(decision.worker)
                 assert member is not None
                 self._members.take_turn(member)
+        self._count_epochs()
 
     def _leave_training(self, ending: Ending) -> None:
         if ending.abrupt:

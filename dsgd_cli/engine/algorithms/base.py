@@ -81,7 +81,7 @@ class Strategy(Protocol):
         """The epochs that have been completed since the last call."""
 
     def steps(self) -> int:
-        """Steps taken since the last call that no worker has reported."""
+        """Steps taken since the last call."""
 
     def work(self, members: Sequence[Member], reached: Reached) -> Iterator[Decision]:
         """What to do now; each decision is carried out before the next is asked for."""

@@ -73,6 +73,7 @@ class Streaming:
         self._begun: Reached | None = None  # when the others begin to follow
         self._away: set[int] = set()
         self._complete: list[EpochRecord] = []
+        self._steps = 0
 
     @property
     def epochs(self) -> int:
@@ -121,6 +122,7 @@ class Streaming:
         return self._queue.epoch_of(report.worker, report.task_id)
 
     def report(self, report: Report, now_s: float) -> None:
+        self._steps += report.steps
         busy_s = report.pull_s + report.compute_s + report.push_s
         self._complete += self._queue.report(
             report.worker, report.task_id, report.done_upto, report.examples, busy_s
@@ -135,7 +137,8 @@ class Streaming:
         return complete
 
     def steps(self) -> int:
-        return 0
+        steps, self._steps = self._steps, 0
+        return steps
 
     def work(self, members: Sequence[Member], reached: Reached) -> Iterator[Decision]:
         """Tasks, first to those that have none, until all have two or nothing is free."""

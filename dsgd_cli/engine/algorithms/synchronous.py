@@ -88,6 +88,7 @@ class Synchronous:
     _pending: int = 0  # batches that nobody may be given before their worker is fenced
     _drop: list[Late] = field(default_factory=list)
     _complete: list[EpochRecord] = field(default_factory=list)
+    _steps: int = 0  # batches in updates that nobody has asked for
 
     def __post_init__(self) -> None:
         self.queue.join(OWNER)
@@ -112,6 +113,7 @@ class Synchronous:
     def leave(self, worker: int) -> Left:
         self._here.discard(worker)
         self._away.discard(worker)
+        self._drop = [late for late in self._drop if late.worker != worker]
         left: Left = ()
         for batch in self._of(worker):
             batch.gone = True
@@ -153,8 +155,8 @@ class Synchronous:
         """Every shard has the batch's gradient, or it was not finite."""
         batch = self._batches[report.task_id]
         self._computed(batch, now_s)
-        batch.finite = report.nonfinite_streak == 0
-        if batch.part is not None and report.round == self._round_of(batch):
+        batch.finite = report.round != 0
+        if batch.part is not None and report.round in (0, self._round_of(batch)):
             batch.reported = True
 
     def take(self, event: FromStrategyWorker | Answered, now_s: float) -> None:
@@ -191,6 +193,7 @@ class Synchronous:
         """The step is made: its batches count, and whoever waits was too late."""
         for batch in self._parts():
             del self._batches[batch.task.id]
+            self._steps += 1
             task = batch.task
             self._complete += self.queue.report(OWNER, task.id, task.stop, _rows(batch), 0.0)
         for task_id in tuple(self._waiting):
@@ -205,7 +208,9 @@ class Synchronous:
         return complete
 
     def steps(self) -> int:
-        return 0
+        """A batch is a step when its update is made: it may have been reported in vain."""
+        steps, self._steps = self._steps, 0
+        return steps
 
     # ── what to do about it ────────────────────────────────────────────────────────────────────
 
@@ -215,8 +220,8 @@ class Synchronous:
             yield from dropped
             if self._committing:
                 return
-            yield from self._accept_waiting()
             yield from self._tell_again()
+            yield from self._accept_waiting()
             dry = yield from self._hand_out(members, reached)
             parts = self._complete_parts(dry)
             if not parts:
@@ -264,7 +269,7 @@ class Synchronous:
         for step in (self._step, self._step + 1):
             while free := [m for m in members if self._is_free(m.worker, step, short)]:
                 member = min(free, key=lambda m: (len(self._of(m.worker)), m.turn))
-                if self.backups == 0 and len(self._of_step(step)) >= self.needed:
+                if self._has_enough(step, short):
                     break
                 if self._pending:  # they come first, so that the steps stay what they are
                     return False
@@ -275,7 +280,15 @@ class Synchronous:
                 if task is None:
                     return step == self._step
                 yield self._work(task, member.worker, step, reached.now_s)
+            if len(self._of_step(step)) < self.needed:  # what is missing comes before the next
+                return False
         return False
+
+    def _has_enough(self, step: int, short: bool) -> bool:
+        """Whether another batch of this step would be of no use."""
+        if self.backups == 0 or short:
+            return len(self._of_step(step)) >= self.needed
+        return step == self._step and len(self._parts()) >= self.needed
 
     def _work(self, task: Task, worker: int, step: int, now_s: float) -> Work:
         batch = self._batches[task.id] = Batch(task, worker, step, now_s)
@@ -371,7 +384,8 @@ class Synchronous:
         """At most one; none once `max_steps` is met by what is out for this step."""
         if reached.max_steps is None:
             return 1
-        return min(1, reached.max_steps - reached.steps - self.queue.outstanding_batches())
+        steps = reached.steps + self._steps
+        return min(1, reached.max_steps - steps - self.queue.outstanding_batches())
 
     def _give_up(self, batch: Batch) -> None:
         """The batch is free again; its worker, if it is there, drops it."""
@@ -381,7 +395,8 @@ class Synchronous:
 
     def _forget(self, batch: Batch) -> tuple[Remainder, ...]:
         """Out of the step, whatever it was in it; its positions are nobody's now."""
-        self._batches.pop(batch.task.id, None)
+        if self._batches.pop(batch.task.id, None) is None:
+            return ()
         if batch.task.id in self._waiting:
             self._waiting.remove(batch.task.id)
         if self._in_step(batch):
@@ -393,8 +408,9 @@ class Synchronous:
 
     def _spoil_round(self) -> None:
         """A part is missing that may have reached some shards: once more, without it."""
-        self._begin_round()
-        self._again = True
+        if not self._again:  # else nobody has heard of this round yet
+            self._begin_round()
+            self._again = True
         for batch in self._parts():
             batch.reported = False
             if batch.gone:  # it cannot contribute again
