@@ -8,6 +8,7 @@ end are shards with planted bugs that it must catch.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections.abc import Callable
@@ -27,10 +28,12 @@ from dsgd_cli.engine.shard import (
     NotFinite,
     OutOfOrder,
     PushRefused,
+    RoundOver,
     Shard,
     Trained,
     all_finite,
 )
+from dsgd_cli.engine.sums import Incomplete
 
 Vector = np.ndarray[Any, Any]
 
@@ -642,3 +645,190 @@ def test_fence_and_freeze_wait_for_the_update_under_way(barrier: str) -> None:
     closer.join(10)
     pusher.join(10)
     assert values(shard, 1) == [1, 1, 1, 1]
+
+
+# ---- contributions to a round
+
+
+def summing(size: int, block: int, optimizer: Optimizer = SUM, dtype: str = "float32") -> Shard:
+    return Shard(np.zeros(size, dtype), block, optimizer, rounds=True)
+
+
+def test_a_commit_is_one_update_by_the_scaled_sum_of_all_parts() -> None:
+    shard = summing(6, 4)
+    for part, times in enumerate((1, 2, 4)):
+        for block, size in ((0, 4), (1, 2)):
+            assert shard.contribute(part, 1, 1, part, block, times * ONES[:size])
+    assert values(shard, 0) == [0, 0, 0, 0]  # nothing is in the parameters before
+    shard.commit(1, 3, 0.5)
+    assert values(shard, 0) == [3.5] * 4 and values(shard, 1) == [3.5] * 2
+    assert [shard.version(block) for block in (0, 1)] == [1, 1]
+    assert shard.applied(0, 0) == (0, 0)  # a contribution is no push
+
+
+def test_contributions_and_commits_may_be_repeated() -> None:
+    shard = summing(4, 4)
+    assert shard.contribute(0, 1, 1, 0, 0, ONES) is True
+    assert shard.contribute(0, 1, 1, 0, 0, ONES) is False
+    shard.commit(1, 1, 2.0)
+    shard.commit(1, 1, 2.0)
+    assert (values(shard, 0), shard.version(0)) == ([2, 2, 2, 2], 1)
+    with pytest.raises(RoundOver, match="worker/0: round 1 is over, now it is 2"):
+        shard.contribute(0, 1, 1, 0, 0, ONES)
+    assert shard.contribute(0, 1, 2, 0, 0, ONES)
+    shard.commit(1, 1, 2.0)  # late, too
+    assert (values(shard, 0), shard.version(0)) == ([2, 2, 2, 2], 1)
+
+
+def test_a_round_that_is_tried_again_has_nothing_of_the_first_try() -> None:
+    shard = summing(8, 4)
+    shard.contribute(0, 1, 1, 0, 0, 5 * ONES)
+    shard.contribute(1, 1, 1, 1, 0, 7 * ONES)  # dies before it has reached block 1
+    for block in (0, 1):
+        assert shard.contribute(0, 1, 2, 0, block, 5 * ONES)
+        with pytest.raises(RoundOver, match="worker/1: round 1 is over, now it is 2"):
+            shard.contribute(1, 1, 1, 1, block, 7 * ONES)
+        assert shard.contribute(2, 1, 2, 2, block, ONES)
+    shard.commit(2, 2, 1.0)
+    assert values(shard, 0) == values(shard, 1) == [6, 6, 6, 6]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_commit_of_other_parts_than_there_are_changes_nothing_from_there_on(parts: int) -> None:
+    shard = summing(8, 4)
+    for part in range(2):
+        shard.contribute(part, 1, 1, part, 1, ONES)
+    for part in range(parts):
+        shard.contribute(part, 1, 1, part, 0, ONES)
+    for ask in (shard.commit, shard.squares):
+        with pytest.raises(Incomplete, match=f"block 1: 2 of {parts} parts of round 1"):
+            ask(1, parts, 1.0)
+    assert (values(shard, 0), shard.version(0)) == ([parts] * 4, 1)
+    assert (values(shard, 1), shard.version(1)) == ([0, 0, 0, 0], 0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_part_that_is_not_finite_is_refused_and_is_not_in_the_sum(bad: float) -> None:
+    shard = summing(4, 4)
+    poison = ONES.copy()
+    poison[3] = bad
+    with pytest.raises(NotFinite, match="block 0: element 3 is"):
+        shard.contribute(0, 1, 1, 0, 0, poison)
+    assert shard.contribute(0, 1, 1, 0, 0, ONES)  # its part is not taken
+    with pytest.raises(NotFinite):
+        shard.contribute(1, 1, 2, 0, 0, poison)  # and it begins no round
+    shard.commit(1, 1, 1.0)
+    assert values(shard, 0) == [1, 1, 1, 1]
+
+
+def test_a_contribution_of_the_wrong_block_size_or_dtype_is_refused() -> None:
+    shard = summing(6, 4)
+    for block, gradient in [(2, ONES), (0, ONES[:3]), (1, ONES), (0, ONES.astype("float64"))]:
+        with pytest.raises(Mismatched):
+            shard.contribute(0, 1, 1, 0, block, gradient)
+    with pytest.raises(Mismatched, match="this run has no rounds"):
+        shard_of(4, 4).contribute(0, 1, 1, 0, 0, ONES)
+    with pytest.raises(Mismatched, match="this run has no rounds"):
+        shard_of(4, 4).commit(1, 1, 1.0)
+
+
+def test_a_fenced_incarnation_contributes_nothing_more() -> None:
+    shard = summing(4, 4)
+    assert shard.contribute(0, 1, 1, 0, 0, ONES)
+    shard.fence(0, 2)
+    for part in (0, 1):  # not even what is there already
+        with pytest.raises(Fenced, match="worker/0: incarnation 1 is over, now it is 2"):
+            shard.contribute(0, 1, 1, part, 0, ONES)
+    assert shard.contribute(0, 2, 1, 1, 0, ONES)
+    shard.commit(1, 2, 1.0)  # what the dead had contributed counts
+    assert values(shard, 0) == [2, 2, 2, 2]
+
+
+def test_a_frozen_shard_sums_and_commits_nothing() -> None:
+    shard = summing(8, 4)
+    for block in (0, 1):
+        shard.contribute(0, 1, 1, 0, block, ONES)
+    shard.freeze()
+    with pytest.raises(Frozen):
+        shard.commit(1, 1, 3.0)
+    assert shard.contribute(1, 1, 1, 1, 0, ONES)
+    assert shard.contribute(1, 1, 1, 1, 1, ONES)
+    assert shard.squares(1, 2, 1.0) == 4 * 8
+    shard.thaw()
+    shard.commit(1, 2, 3.0)
+    assert values(shard, 0) == values(shard, 1) == [6, 6, 6, 6]
+    shard.freeze()
+    shard.commit(1, 2, 3.0)  # it is made already: there is nothing to refuse
+
+
+def test_squares_are_those_of_the_scaled_sum_in_double_precision() -> None:
+    huge = np.full(4, 1e25, np.float32)  # their squares overflow
+    shard = summing(6, 4)
+    shard.contribute(0, 1, 1, 0, 0, huge)
+    shard.contribute(0, 1, 1, 0, 1, huge[:2])
+    assert math.isclose(shard.squares(1, 1, 0.5), 6 * 0.25e50, rel_tol=1e-6)
+    assert math.isclose(shard.squares(1, 1, 0.5), 6 * 0.25e50, rel_tol=1e-6)  # and stay so
+    shard.commit(1, 1, 1e-25)
+    assert np.allclose(values(shard, 0), 1.0)
+
+
+def test_a_commit_steps_the_optimizer_once_by_the_mean() -> None:
+    """N workers are one with a batch N times as large, whatever the optimizer."""
+    rng = np.random.default_rng(0)
+    for name in ("sgd", "momentum", "adagrad", "adam"):
+        shard = summing(10, 4, make(name, {}, "float64"), "float64")
+        alone = shard_of(10, 4, make(name, {}, "float64"), "float64")
+        for round_ in range(1, 6):
+            gradients = rng.integers(-8, 8, (4, 10)).astype("float64")  # sums of them are exact
+            for block, part in ((b, slice(4 * b, 4 * b + 4)) for b in range(3)):
+                for who in rng.permutation(4):
+                    shard.contribute(who, 1, round_, int(who), block, gradients[who, part])
+                alone.apply(0, 1, round_, block, gradients.mean(0)[part])
+            shard.commit(round_, 4, 0.25)
+        for block in range(3):
+            assert values(shard, block, "float64") == values(alone, block, "float64")
+
+
+def test_threads_contribute_at_once_and_the_sum_is_exact() -> None:
+    """Each part comes from two threads: whoever is second finds it there."""
+    elements, blocks, rounds, parts = 1 << 15, 3, 8, 4
+    shard = summing(blocks * elements, elements, dtype="float64")
+    new: list[bool] = []
+    barrier = threading.Barrier(2 * parts)
+
+    def contribute(part: int, first: int) -> None:
+        gradient = np.full(elements, 10.0**part)
+        for round_ in range(1, rounds + 1):
+            for block in range(blocks):
+                block = (block + first) % blocks
+                new.append(shard.contribute(part, 1, round_, part, block, gradient))
+            if barrier.wait(60) == 0:
+                shard.commit(round_, parts, 1.0)
+            barrier.wait(60)
+
+    threads = [
+        threading.Thread(target=contribute, args=(number % parts, number))
+        for number in range(2 * parts)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sum(new) == parts * blocks * rounds
+    for block in range(blocks):
+        assert np.unique(shard.values(block)).tolist() == [1111.0 * rounds]
+        assert shard.version(block) == rounds
+
+
+def test_threads_that_commit_at_once_make_one_update() -> None:
+    elements = 1 << 16
+    shard = summing(2 * elements, elements)
+    for block in (0, 1):
+        shard.contribute(0, 1, 1, 0, block, np.ones(elements, np.float32))
+    threads = [threading.Thread(target=shard.commit, args=(1, 1, 3.0)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert np.unique([shard.values(0), shard.values(1)]).tolist() == [3.0]
+    assert [shard.version(block) for block in (0, 1)] == [1, 1]
