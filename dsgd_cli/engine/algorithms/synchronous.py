@@ -216,13 +216,13 @@ class Synchronous:
 
     def work(self, members: Sequence[Member], reached: Reached) -> Iterator[Decision]:
         while True:
-            dropped, self._drop = self._drop, []
-            yield from dropped
+            yield from self._tell_late()
             if self._committing:
                 return
             yield from self._tell_again()
             yield from self._accept_waiting()
             dry = yield from self._hand_out(members, reached)
+            yield from self._tell_late()
             parts = self._complete_parts(dry)
             if not parts:
                 return
@@ -234,6 +234,10 @@ class Synchronous:
                 if batch.step > self._step:
                     self._give_up(batch)
             self._stepped()
+
+    def _tell_late(self) -> Iterator[Decision]:
+        dropped, self._drop = self._drop, []
+        yield from dropped
 
     def _accept_waiting(self) -> Iterator[Decision]:
         if self.backups == 0:  # nobody need ask
