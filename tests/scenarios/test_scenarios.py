@@ -9,10 +9,12 @@ changed them. Commands (a worker is a number; `@2` is its incarnation, otherwise
         algorithm, and whatever its options are
     at SECONDS                  what follows happens at that time
     up 0 1 …                    join, prepare, configure, initialise: decisions are left out
+    begin 0 1 …                 the same, but what the last of them leads to is shown
     joined|lost|moved|initialised|drained WORKER[@INCARNATION]
     prepared WORKER [examples=…] [digest=…] [W=4x2]
     report WORKER TASK [upto=…] [steps=…] [examples=…] [each=SECONDS] [loss=…]
-        [nonfinite=STREAK:TENSOR] [round=…]            without `upto`: all of the task
+        [nonfinite=STREAK:TENSOR]   without `upto`: all of the task
+        [round=…]                   of a `work`; without it: not finite
     claimed WORKER TASK | ticked WORKER CLOCK
     committed ROUND | measured ROUND SQUARES | operated NUMBER VALUES…
     evaluated WORKER ID accuracy=… loss=…
@@ -62,9 +64,10 @@ class Script:
             self.now_s = float(words[0])
         elif verb == "up":
             self.up([int(word) for word in words])
+        elif verb == "begin":
+            yield from rendered(self.up([int(word) for word in words]))
         else:
-            for decision in self.feed(EVENTS[verb](self, words)):
-                yield from render(decision)
+            yield from rendered(self.feed(EVENTS[verb](self, words)))
 
     def feed(self, event: e.Event) -> list[e.Decision]:
         assert self.machine is not None, "a scenario begins with `run`"
@@ -96,15 +99,16 @@ class Script:
         )
         self.machine = Training(settings)
 
-    def up(self, workers: list[int]) -> None:
-        """As far as the last worker's `Prepared`, which starts the training."""
+    def up(self, workers: list[int]) -> list[e.Decision]:
+        """As far as the last worker's `Prepared`, which starts the training: what is decided."""
         for worker in workers:
             self.feed(joined(self, [str(worker)]))
         self.feed(prepared(self, [str(workers[0])]))
         self.feed(e.Configured())
-        self.feed(e.Initialised(workers[0], self.incarnations[workers[0]]))
+        decisions = self.feed(e.Initialised(workers[0], self.incarnations[workers[0]]))
         for worker in workers[1:]:
-            self.feed(prepared(self, [str(worker)]))
+            decisions = self.feed(prepared(self, [str(worker)]))
+        return decisions
 
     def who(self, word: str) -> tuple[int, int]:
         worker, _, incarnation = word.partition("@")
@@ -222,6 +226,11 @@ EVENTS: dict[str, Callable[[Script, list[str]], e.Event]] = {
         e.Failure("server/0", " ".join(words), kind="internal")
     ),
 }
+
+
+def rendered(decisions: list[e.Decision]) -> Iterator[str]:
+    for decision in decisions:
+        yield from render(decision)
 
 
 def render(decision: e.Decision) -> Iterator[str]:
