@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import sub
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,16 @@ class Copy:
         user.flags.writeable = False
         self.views = unflatten(layout, user)
         self.versions: list[list[int]] = []  # of each shard's blocks
-        self.seq = 0  # the own pushes that it contains
+        self.pushes: list[int] = []  # how many of its own each shard had applied
         self.own = False  # whether there are own steps in it
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A fetch, by what was in it: see `Copy`."""
+
+    versions: list[list[int]]
+    pushes: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +76,7 @@ class Flight:
 
     operation: Operation
     exchanges: list[Exchange]
-    computed_with: Copy
-    seq: int
+    base: Base
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,8 @@ class Parameters:
         self._step: Vector | None = None
         self._scratch: Buffer | None = None
         self._seq = 0
+        self._applied = [0] * len(layout.shards)  # own pushes: one that came too late is in none
+        self._base: Base | None = None  # of the gradient to be sent, if it is not what is shown
         self._flight: Flight | None = None
         direct = max(len(part) for part in self.gradient.parts) <= DIRECT_BYTES
         self._carrier: Direct | Background = Direct(channels) if direct else Background(channels)
@@ -117,31 +127,41 @@ class Parameters:
         self._carrier.begin([Exchange(Operation.WRITE, data=part) for part in self.gradient.parts])
         self._carrier.settle()
 
+    def based(self) -> None:
+        """The gradient to be sent next is, or begins with, one of what is shown now."""
+        self._base = Base(self.shown.versions, self.shown.pushes)
+
     def begin(self, operation: Operation) -> None:
         """Sends the gradient, or asks for the parameters, or both. `settle` must follow."""
         assert self._flight is None
+        base = self._base or Base(self.shown.versions, self.shown.pushes)
         data: Sequence[memoryview | None] = [None] * len(self.layout.shards)
         into = data
         if operation.sends:
             self._seq += 1
+            self._base = None
             data = self.gradient.parts
             self.gradient, self._sent = self._sent, self.gradient
         if operation.fetches:
             into = self._spare.parts
         exchanges = [
-            self._exchange(operation, shard, up, down)
+            self._exchange(operation, base, shard, up, down)
             for shard, (up, down) in enumerate(zip(data, into, strict=True))
         ]
-        self._flight = Flight(operation, exchanges, self.shown, self._seq)
+        self._flight = Flight(operation, exchanges, base)
         self._carrier.begin(exchanges)
 
     def _exchange(
-        self, operation: Operation, shard: int, up: memoryview | None, down: memoryview | None
+        self,
+        operation: Operation,
+        base: Base,
+        shard: int,
+        up: memoryview | None,
+        down: memoryview | None,
     ) -> Exchange:
-        versions = self.shown.versions
         if operation.sends:
-            own = self._seq - 1 - self.shown.seq
-            return Exchange(operation, self._seq, up, down, tag=versions[shard][0] + own)
+            own = self._applied[shard] - base.pushes[shard]
+            return Exchange(operation, self._seq, up, down, tag=base.versions[shard][0] + own)
         known = self._spare.versions if not self._spare.own else []
         return Exchange(operation, into=down, since=known[shard] if known else ())
 
@@ -150,20 +170,23 @@ class Parameters:
         flight, self._flight = self._flight, None
         assert flight is not None
         self._carrier.settle()
-        said = [exchange.versions for exchange in flight.exchanges]
-        dropped = any(version & DROPPED for shard in said for version in shard)
-        versions = (
-            [[version & ~DROPPED for version in shard] for shard in said] if dropped else said
-        )
+        versions = [exchange.versions for exchange in flight.exchanges]
+        late = [bool(shard[0] & DROPPED) for shard in versions]  # all blocks of a shard are alike
+        if any(late):
+            versions = [[version & ~DROPPED for version in shard] for shard in versions]
         stale = 0
         if flight.operation.sends:
-            own = flight.seq - flight.computed_with.seq - dropped
-            stale = staleness(versions, flight.computed_with.versions, own)
+            self._applied = [n + (not it) for n, it in zip(self._applied, late, strict=True)]
+            stale = staleness(versions, flight.base, self._applied)
         if flight.operation.fetches:
-            fetched = self._spare
-            fetched.versions, fetched.seq, fetched.own = versions, flight.seq, False
-            self.shown, self._spare = fetched, self.shown
-        return Landed(flight.operation, stale, dropped)
+            self._show(versions)
+        return Landed(flight.operation, stale, any(late))
+
+    def _show(self, versions: list[list[int]]) -> None:
+        """What has been fetched."""
+        fetched = self._spare
+        fetched.versions, fetched.pushes, fetched.own = versions, self._applied, False
+        self.shown, self._spare = fetched, self.shown
 
     def step(self, gradient: Vector, learning_rate: float) -> None:
         """A step of the worker's own, on what is shown."""
@@ -184,10 +207,10 @@ class Parameters:
         ]
         self._carrier.begin(exchanges)
         self._carrier.settle()
-        spare.versions, spare.seq, spare.own = [e.versions for e in exchanges], self._seq, False
+        spare.versions, spare.own = [e.versions for e in exchanges], False
         if any(min(shard) < version for shard in spare.versions):
             return False
-        self.shown, self._spare = spare, self.shown
+        self._show(spare.versions)
         return True
 
     def contribute(self, gradient: Buffer, round_: int, part: int) -> None:
@@ -217,14 +240,12 @@ class Parameters:
         self._carrier.close()
 
 
-def staleness(versions: Sequence[Sequence[int]], fetched: Sequence[Sequence[int]], own: int) -> int:
+def staleness(versions: Sequence[Sequence[int]], base: Base, applied: Sequence[int]) -> int:
     """The most updates by others in any block between a fetch and a push."""
-    updates = max(
-        after - before
-        for shard, known in zip(versions, fetched, strict=True)
-        for after, before in zip(shard, known, strict=True)
-    )
-    return max(0, updates - own)
+    most = 0
+    for shard, known, own, then in zip(versions, base.versions, applied, base.pushes, strict=True):
+        most = max(most, max(map(sub, shard, known)) - (own - then))
+    return most
 
 
 def open_channels(

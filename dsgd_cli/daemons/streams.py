@@ -194,6 +194,8 @@ class Stream:
     def _gradient(self, x: Vector, y: Vector, counts: Counts) -> bool:
         """Computes it into the push buffer, or adds it to the sum there; False: not finite."""
         shards, fresh = self._shards, self._downpour.fresh
+        if fresh:
+            shards.based()
         out = shards.gradient if fresh else shards.scratch
         loss, finite = self._computing.gradient(shards.shown.views, x, y, out, counts)
         counts.steps += 1
@@ -210,9 +212,9 @@ class Stream:
         """Begins an exchange, after the one before it."""
         if action is Action.NOTHING:
             return
-        self._settle()
-        began_s = perf_counter()
         operation = OPERATIONS[action]
+        self._settle(unsent=operation.sends)
+        began_s = perf_counter()
         if operation.sends:
             self._prepare_push()
         if self._gate is not None:
@@ -237,8 +239,11 @@ class Stream:
         if scale != 1.0:
             flat *= scale
 
-    def _settle(self) -> None:
-        """Waits for the exchange under way, if there is one; what it covers is done."""
+    def _settle(self, unsent: bool = False) -> None:
+        """Waits for the exchange under way, if there is one; what it covers is done.
+
+        `unsent`: a sum is about to be sent that no fetch contains yet.
+        """
         tally, self._flight = self._flight, None
         if tally is None:
             return
@@ -249,7 +254,8 @@ class Stream:
         if landed.operation.sends:
             counts.stale(landed.stale)
             counts.dropped += landed.dropped
-        if landed.operation.fetches and self._manner.local_rate and self._downpour.summed:
+        unsent = unsent or self._downpour.summed > 0
+        if landed.operation.fetches and self._manner.local_rate and unsent:
             self._shards.step(self._shards.gradient.flat, self._manner.local_rate)
         if self._gate is not None:
             self._tick(landed.operation)

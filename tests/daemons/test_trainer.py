@@ -18,12 +18,15 @@ from dsgd_cli.daemons.trainer import Trainer
 from dsgd_cli.engine import optimizers
 from dsgd_cli.engine.layout import Layout, cut, flatten
 from dsgd_cli.engine.shard import Shard
+from dsgd_cli.engine.staleness import Staleness
 from dsgd_cli.engine.tasks import order
 from dsgd_cli.wire import dsgd_pb2 as pb
-from dsgd_cli.wire.channels.base import Channel, Exchange, Operation
+from dsgd_cli.wire.channels.base import DROPPED, Channel, Exchange, Operation
 
 RATE = 0.1
 BATCH = 32
+
+Vector = np.ndarray[Any, Any]
 
 
 class InProcess:
@@ -70,29 +73,52 @@ class InProcess:
             if exchange.into is not None:
                 exchange.into[place : place + size] = self.shard.read(block)
             place += size
-        exchange.versions = [self.shard.version(block) for block in range(self.shard.blocks)]
+        late = DROPPED if self.shard.dropped(0, 1, exchange.seq) else 0
+        exchange.versions = [self.shard.version(b) | late for b in range(self.shard.blocks)]
         return True
+
+    def other(self, value: float = 0.0) -> None:
+        """Another worker's push."""
+        seq = self.shard.applied(9, 0)[1] + 1
+        for block in range(self.shard.blocks):
+            size = len(self.shard.read(block)) // np.dtype(self.dtype).itemsize
+            self.shard.apply(9, 1, seq, block, np.full(size, value, self.dtype), 1 << 40)
 
     def close(self) -> None:
         self.gate.set()
 
 
-def shards_of(layout: Layout) -> list[InProcess]:
+def shards_of(layout: Layout, most: int | None = None, damping: str = "none") -> list[InProcess]:
     optimizer = optimizers.make("sgd", {"learning_rate": RATE}, layout.dtype)
-    return [
-        InProcess(Shard(np.zeros(s.stop - s.start, layout.dtype), layout.block_elements, optimizer))
-        for s in layout.shards
-    ]
+
+    def shard(size: int) -> Shard:
+        values = np.zeros(size, layout.dtype)
+        staleness = Staleness(most, damping)
+        return Shard(values, layout.block_elements, optimizer, staleness=staleness)
+
+    return [InProcess(shard(s.stop - s.start)) for s in layout.shards]
 
 
 class Run:
     """A trainer of softmax on the digits, and its shards."""
 
-    def __init__(self, servers: int = 2, model: str = "softmax", **algorithm: Any) -> None:
+    def __init__(
+        self,
+        servers: int = 2,
+        model: str = "softmax",
+        name: str = "downpour",
+        clip_norm: float | None = None,
+        **algorithm: Any,
+    ) -> None:
         self.said: list[pb.FromWorker] = []
         self.check: Callable[[pb.FromWorker], None] = lambda message: None
         train = Train.model_validate(
-            {"model": model, "data": "digits", "algorithm": {"downpour": algorithm}}
+            {
+                "model": model,
+                "data": "digits",
+                "algorithm": {name: algorithm},
+                "optimizer": {"sgd": {"learning_rate": RATE, "clip_norm": clip_norm}},
+            }
         ).model_dump(mode="json")
         prepare = pb.Prepare(epoch=1, seed=0, train_json=json.dumps(train))
         folder = Path("/nowhere")  # nothing is kept: `best` is infinite
@@ -100,7 +126,8 @@ class Run:
         self.material = self.trainer._material
         self.initial = self.material.initial()
         self.layout = cut([(n, a.shape) for n, a in self.initial.items()], "float32", servers, 4096)
-        self.channels = shards_of(self.layout)
+        late = (algorithm.get("max_staleness"), algorithm.get("damping", "none"))
+        self.channels = shards_of(self.layout, *late)
         self.trainer.use(Parameters(self.layout, self.channels))
         self.trainer.initialise()
         self.trainer.start()
@@ -126,24 +153,41 @@ class Run:
     def reports(self) -> list[pb.Report]:
         return [message.report for message in self.said if message.HasField("report")]
 
-    def values(self) -> np.ndarray[Any, Any]:
+    def values(self) -> Vector:
         """What the shards hold."""
         parts = [
             channel.shard.read(b) for channel in self.channels for b in range(channel.shard.blocks)
         ]
         return np.concatenate([np.frombuffer(part, "float32") for part in parts])
 
-    def expected(self, batches: int, delay: int, every: int = 1) -> np.ndarray[Any, Any]:
-        """Plain gradient descent whose gradients are of parameters that lack `delay` updates."""
+    def others(self) -> None:
+        """One push of another worker, which changes no value."""
+        for channel in self.channels:
+            channel.other()
+
+    def expected(
+        self,
+        batches: int,
+        delay: int = 0,
+        every: int = 1,
+        fetch_every: int = 1,
+        made: Callable[[Vector, int], Vector] = lambda total, count: total,
+    ) -> Vector:
+        """Plain gradient descent whose gradients are of parameters that lack `delay` updates.
+
+        Or of those of the last multiple of `fetch_every`. `made`: an update of a sum of gradients.
+        """
         flat = np.zeros(self.layout.size, np.float32)
         flatten(self.layout, self.initial, flat)
         history = [flat.copy()]
+        count = 0
         rows = order(0, 1, self.material.data.examples)
         total = np.zeros_like(flat)
         out = np.zeros_like(flat)
         for batch in range(batches):
             some = rows[batch * BATCH : (batch + 1) * BATCH]
-            of = history[max(0, len(history) - 1 - delay)]
+            if batch % fetch_every == 0:
+                of = history[max(0, len(history) - 1 - delay)]
             views = {
                 t.name: of[t.offset : t.offset + t.size].reshape(t.shape)
                 for t in self.layout.tensors
@@ -156,9 +200,10 @@ class Run:
                 views, self.material.data.x[some], self.material.data.y[some], into
             )
             total += out
+            count += 1
             if (batch + 1) % every == 0 or batch + 1 == batches:
-                history.append(history[-1] - np.float32(RATE) * total)
-                total[:] = 0
+                history.append(history[-1] - np.float32(RATE) * made(total, count))
+                total[:] = count = 0
         return history[-1]
 
 
@@ -173,9 +218,138 @@ def test_one_worker_is_gradient_descent_with_the_delay_that_is_promised(
     assert all(channel.seqs == list(range(1, 13)) for channel in run.channels)
 
 
+@pytest.mark.parametrize("servers", [1, 2, 3])
+def test_without_overlap_one_worker_is_gradient_descent_to_the_last_bit(servers: int) -> None:
+    """Only so: blocking, pushing and fetching every step, and with no steps of its own."""
+    run = Run(servers, overlap=False, local_learning_rate=0.0)
+    run.task(1, 12)
+    run.work()
+    np.testing.assert_array_equal(run.values(), run.expected(12))
+
+
+@pytest.mark.parametrize("servers", [1, 3])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_what_is_pushed_is_the_sum_or_the_mean(reduce: str, servers: int) -> None:
+    run = Run(
+        servers, overlap=False, reduce=reduce, push_every=3, fetch_every=3, local_learning_rate=0.0
+    )
+    run.task(1, 11)  # the last push is of two gradients
+    run.work()
+    mean = reduce == "mean"
+    made = run.expected(11, 0, 3, 3, lambda total, count: total / count if mean else total)
+    np.testing.assert_allclose(run.values(), made, rtol=1e-5, atol=1e-7)
+
+
+def test_between_fetches_the_parameters_are_the_same() -> None:
+    run = Run(overlap=False, fetch_every=3, local_learning_rate=0.0)
+    run.task(1, 12)
+    run.work()
+    np.testing.assert_array_equal(run.values(), run.expected(12, fetch_every=3))
+    assert run.channels[0].seqs == list(range(1, 13))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("push_every", [1, 2, 3])
+@pytest.mark.parametrize("fetch_every", [1, 2, 3, 5])
+def test_with_steps_of_its_own_a_worker_sees_all_that_it_has_computed(
+    push_every: int, fetch_every: int, overlap: bool
+) -> None:
+    """Read my writes: steps at the server's rate leave no delay, whatever is under way."""
+    run = Run(
+        overlap=overlap, push_every=push_every, fetch_every=fetch_every, local_learning_rate=RATE
+    )
+    run.task(1, 7)
+    run.task(2, 8, start=7 * BATCH)
+    run.work()
+    np.testing.assert_allclose(run.values(), run.expected(15), rtol=1e-4, atol=1e-6)
+
+
+def test_steps_of_ones_own_are_in_no_push() -> None:
+    run = Run(overlap=False, fetch_every=100, local_learning_rate=7.0)
+    shown = run.loop._shards.shown
+    before = shown.flat.copy()
+    run.task(1, 1)
+    run.work()
+    own, pushed = shown.flat - before, run.values() - before
+    np.testing.assert_allclose(own, pushed * 7.0 / RATE, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.parametrize("servers", [1, 3])
+def test_what_is_pushed_is_clipped_over_all_shards(servers: int, reduce: str) -> None:
+    most = 0.5
+    run = Run(
+        servers,
+        overlap=False,
+        reduce=reduce,
+        push_every=2,
+        fetch_every=2,
+        local_learning_rate=0.0,
+        clip_norm=most,
+    )
+    norms = []
+
+    def clipped(total: Vector, count: int) -> Vector:
+        total = total / (count if reduce == "mean" else 1)
+        norms.append(float(np.linalg.norm(total)))
+        return total * min(1.0, most / norms[-1])
+
+    run.task(1, 20)
+    run.work()
+    made = run.expected(20, 0, 2, 2, clipped)
+    np.testing.assert_allclose(run.values(), made, rtol=1e-4, atol=1e-6)
+    assert max(norms) > most
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_push_that_is_too_late_is_reported_and_changes_nothing(overlap: bool) -> None:
+    run = Run(overlap=overlap, max_staleness=1, local_learning_rate=0.0)
+    run.task(1, 8)
+    run.work(batches=3)
+    run.others()
+    run.work(batches=1)  # 1 late: good enough
+    before = run.values()
+    for _ in range(2):
+        run.others()
+    run.work(batches=1)
+    run.work()
+    (report,) = run.reports
+    # With a push under way, two gradients are of parameters that lack those two.
+    assert report.dropped == (2 if overlap else 1)
+    assert report.steps == 8
+    assert report.done_upto == 8 * BATCH  # it will not come again
+    assert sum(report.staleness.values()) == 8
+    assert run.channels[0].seqs == list(range(1, 9))
+    assert (run.values() != before).any()
+
+
+def test_a_push_that_was_dropped_does_not_make_the_next_one_look_newer() -> None:
+    run = Run(overlap=False, max_staleness=0, fetch_every=4, local_learning_rate=0.0)
+    run.task(1, 8)
+    run.others()  # since the first fetch: all four pushes until the next are late
+    before = run.values()
+    run.work(batches=4)
+    np.testing.assert_array_equal(run.values(), before)
+    run.work()
+    (report,) = run.reports
+    assert report.dropped == 4
+    assert dict(report.staleness) == {0: 4, 1: 4}
+
+
+def test_a_late_push_is_damped() -> None:
+    run = Run(servers=1, overlap=False, damping="inverse", local_learning_rate=0.0)
+    run.task(1, 1)
+    before = run.values()
+    for _ in range(4):
+        run.others()
+    run.work()
+    step = run.expected(1) - before
+    np.testing.assert_allclose(run.values() - before, step / 4, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_sums_go_out_every_so_often_and_when_the_task_ends(overlap: bool) -> None:
-    run = Run(overlap=overlap, push_every=5, fetch_every=5)
+    run = Run(overlap=overlap, push_every=5, fetch_every=5, local_learning_rate=0.0)
     run.task(1, 12)
     run.work()
     assert run.channels[0].seqs == [1, 2, 3]
@@ -320,13 +494,47 @@ def test_staleness_counts_the_others_since_the_fetch() -> None:
     channels: list[Channel] = [channel]
     parameters = Parameters(layout, channels)
     parameters.pull()
-    others = np.ones(64, np.float32)
 
     def push(foreign: int) -> int:
         for _ in range(foreign):
-            seq = channel.shard.applied(9, 0)[1] + 1
-            channel.shard.apply(9, 1, seq, 0, others)
+            channel.other()
         parameters.begin(Operation.PUSH_PULL)
         return parameters.settle().stale
 
     assert [push(foreign) for foreign in (0, 3, 1)] == [0, 3, 1]
+
+
+def test_staleness_is_that_of_what_the_gradient_was_computed_with() -> None:
+    """Which is not what is shown when it is sent: the exchange before it has landed meanwhile."""
+    layout = cut([("w", (64,))], "float32", 1)
+    (channel,) = shards_of(layout)
+    parameters = Parameters(layout, [channel])
+    parameters.pull()
+    found = []
+    parameters.based()
+    parameters.begin(Operation.PUSH_PULL)
+    for foreign in (0, 3, 1, 0, 0):
+        parameters.based()  # the next gradient is computed while the exchange is under way
+        for _ in range(foreign):
+            channel.other()
+        found.append(parameters.settle().stale)
+        parameters.begin(Operation.PUSH_PULL)
+    assert found == [0, 3, 4, 1, 0]
+
+
+def test_each_shard_counts_the_own_pushes_that_it_has_applied() -> None:
+    """One shard may find too late what another one takes."""
+    layout = cut([("w", (64,))], "float32", 2)
+    channels = shards_of(layout, most=0)
+    parameters = Parameters(layout, channels)
+    parameters.pull()
+    channels[0].other()
+    for _ in range(3):
+        parameters.begin(Operation.PUSH)
+        landed = parameters.settle()
+        assert (landed.stale, landed.dropped) == (1, True)
+    assert [channel.shard.version(0) for channel in channels] == [1, 3]
+    parameters.pull()
+    parameters.begin(Operation.PUSH)
+    landed = parameters.settle()
+    assert (landed.stale, landed.dropped) == (0, False)
