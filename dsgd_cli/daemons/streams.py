@@ -139,14 +139,15 @@ class Stream:
         """Pushes what is summed, reports it, and drops the tasks."""
         self._settle()
         if self._tasks:
-            self._do(self._downpour.flush())
-            self._mark()
+            self._flush()
             self._settle()
             self._say(self._tally)
             self._tasks.clear()
 
     def evaluated(self, evaluate: Callable[[Mapping[str, Vector], Vector], None]) -> None:
         """Hands the newest parameters over."""
+        if self._gate is not None and self._downpour.summed:
+            self._flush()  # others may be waiting for this clock
         self._settle()
         if self._downpour.summed == 0:
             self._do(Action.PULL)
@@ -155,6 +156,8 @@ class Stream:
             copy = self._shards.shown
         else:  # gradients of the parameters in hand are still being summed: keep those
             copy = self._shards.peek()
+        if self._gate is not None:
+            self._gate.away()
         evaluate(copy.views, copy.flat)
 
     # ── tasks ──
@@ -163,6 +166,8 @@ class Stream:
         self._tasks.append(task)
         if len(self._tasks) == 1:
             self._open_task()
+            if self._gate is not None:
+                self._gate.idled()
 
     def _open_task(self) -> None:
         task = self._tasks[0]
@@ -229,6 +234,11 @@ class Stream:
         counts.spent(operation, perf_counter() - began_s)
         if not self._manner.overlap:
             self._settle()
+
+    def _flush(self) -> None:
+        """What is summed goes out before its time."""
+        self._do(self._downpour.flush())
+        self._mark()
 
     def _prepare_push(self) -> None:
         """The sum of the gradients becomes what is pushed."""

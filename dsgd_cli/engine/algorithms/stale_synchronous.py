@@ -7,7 +7,8 @@ least clock of all; and what it reads for clock c contains every update of a clo
 and its own.
 
 What differs from the paper: the cluster is elastic. Who joins begins at the least clock; who has
-nothing to do does not count; who is gone counts no more from the moment that this is known.
+nothing to do does not count, and nor does who evaluates; both go on from the least clock, with
+parameters fetched anew; who is gone counts no more from the moment that this is known.
 `Clocks` is the coordinator's half, `Gate` the worker's, which checks its own reads; both are pure.
 """
 
@@ -39,8 +40,12 @@ class Clocks:
             known.pop(worker, None)
 
     def pause(self, worker: int) -> None:
-        """It has nothing to do, or something else: nobody waits for it."""
+        """It has nothing to do, or something else: nobody waits for it.
+
+        What it has been told is forgotten: when it counts again it is told, even if it is the same.
+        """
         self._counts.discard(worker)
+        self._limits.pop(worker, None)
 
     def resume(self, worker: int) -> None:
         """It counts: from the least clock on, unless it is ahead of it."""
@@ -53,6 +58,7 @@ class Clocks:
         """So many of its clocks are in all shards."""
         if worker in self._completed:
             self._completed[worker] = max(count, self._completed[worker])
+            self.least()  # which may have risen, and does not fall when this one pauses
 
     def least(self) -> int:
         """The least clock of those that count; it never falls."""
@@ -62,20 +68,23 @@ class Clocks:
 
     def blocked(self, worker: int) -> bool:
         """Whether it may not begin another clock before others complete theirs."""
-        return worker in self._counts and self._completed[worker] > self._limit(worker)
+        if worker not in self._counts:
+            return False
+        return self._completed[worker] > self._limit(worker, self.least())
 
     def news(self) -> list[tuple[int, int]]:
         """(worker, limit) of those whose limit has risen: it may begin its own clock `limit`."""
         found = []
+        least = self.least()
         for worker in sorted(self._counts):
-            limit = self._limit(worker)
+            limit = self._limit(worker, least)
             if limit > self._limits.get(worker, -1):
                 self._limits[worker] = limit
                 found.append((worker, limit))
         return found
 
-    def _limit(self, worker: int) -> int:
-        return self.least() + self.bound - self._base[worker]
+    def _limit(self, worker: int, least: int) -> int:
+        return least + self.bound - self._base[worker]
 
 
 @dataclass(slots=True)
@@ -83,8 +92,8 @@ class Gate:
     """The worker's half: which clock may begin, and whether what it has read is new enough.
 
     Clocks are its own, from 0. `limit`: the last one that may begin, as the coordinator has said.
-    A fetch is good for the clocks that were allowed when it began: everything that they must
-    contain had been acknowledged by then.
+    A fetch is good for the clock that is next when it begins, if that is allowed then: everything
+    that it must contain has been acknowledged. Not for the one after: its own push is missing.
     """
 
     limit: int = -1
@@ -103,7 +112,7 @@ class Gate:
         return self.clock <= self._good_for
 
     def fetch_begins(self) -> None:
-        self._fetching_for = self.limit
+        self._fetching_for = min(self.clock, self.limit)
 
     def fetched(self) -> None:
         """The newest fetch is in hand."""
@@ -112,3 +121,12 @@ class Gate:
     def pushed(self) -> None:
         """The clock's push has begun: what comes is of the next one."""
         self.clock += 1
+
+    def idled(self) -> None:
+        """It had nothing to do, and nobody waited for it: what is in hand may be old."""
+        self._good_for = -1
+
+    def away(self) -> None:
+        """It has evaluated meanwhile: closed until the coordinator, who counts it again, says."""
+        self.idled()
+        self.limit = self.clock - 1

@@ -71,6 +71,7 @@ class Streaming:
         self._clocks = clocks
         self._warm_start = warm_start
         self._begun: Reached | None = None  # when the others begin to follow
+        self._admitted: set[int] = set()
         self._away: set[int] = set()
         self._complete: list[EpochRecord] = []
         self._steps = 0
@@ -95,6 +96,7 @@ class Streaming:
 
     def leave(self, worker: int) -> Left:
         self._away.discard(worker)
+        self._admitted.discard(worker)
         if self._clocks is not None:
             self._clocks.leave(worker)
         return self._queue.leave(worker)
@@ -103,10 +105,13 @@ class Streaming:
         self._queue.put_back(left)
 
     def withdraw(self, worker: int) -> None:
+        self._away.discard(worker)  # an evaluation that it had not begun
         self._queue.put_back(self._queue.withdraw(worker))
 
     def away(self, worker: int) -> None:
         self._away.add(worker)
+        if self._clocks is not None:
+            self._clocks.pause(worker)
 
     def back(self, worker: int) -> None:
         self._away.discard(worker)
@@ -142,7 +147,7 @@ class Streaming:
 
     def work(self, members: Sequence[Member], reached: Reached) -> Iterator[Decision]:
         """Tasks, first to those that have none, until all have two or nothing is free."""
-        members = self._admitted(members, reached)
+        members = self._admit(members, reached)
         queue = self._queue
         while hungry := [m for m in members if queue.held(m.worker) < TASKS_HELD]:
             member = min(hungry, key=lambda m: (queue.held(m.worker), m.turn))
@@ -159,14 +164,16 @@ class Streaming:
     def over(self) -> str | None:
         return None
 
-    def _admitted(self, members: Sequence[Member], reached: Reached) -> Sequence[Member]:
+    def _admit(self, members: Sequence[Member], reached: Reached) -> Sequence[Member]:
+        """Those that train: who has been admitted stays so, whoever joins."""
         if self._warm_start is None:
             return members
         if self._begun is None and self._warm_start.ends(reached):
             self._begun = reached
-        first = sorted(members, key=lambda m: m.worker)
+        first = sorted(members, key=lambda m: (m.worker not in self._admitted, m.worker))
         admitted = first[: self._warm_start.admitted(self._begun, reached)]
         for member in admitted:
+            self._admitted.add(member.worker)
             self._queue.join(member.worker)
         return admitted
 
