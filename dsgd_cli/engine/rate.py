@@ -37,7 +37,7 @@ def constant() -> Schedule:
 
 def step(every: float, factor: float) -> Schedule:
     """factor^(steps // every)."""
-    return lambda steps: factor ** int(steps // every)
+    return lambda steps: float(factor ** (steps // every))
 
 
 def cosine(over: float, floor: float) -> Schedule:
