@@ -84,3 +84,24 @@ def test_the_model_of_ones_own_learns() -> None:
                 array -= 0.5 * out[name]
     right = model.predict(params, data.x_test).argmax(axis=1) == data.y_test
     assert right.mean() >= spec.train.until.accuracy
+
+
+def test_the_gradients_of_ones_own_model_equal_central_differences() -> None:
+    model = load_model("file", path=FOLDER / "own_model.py")
+    rng = np.random.default_rng(5)
+    x, y = rng.standard_normal((7, 3, 2)), np.arange(7) % 4
+    made = model.init(rng, (x, y))
+    params = {name: array + 0.1 * rng.standard_normal(array.shape) for name, array in made.items()}
+    grads = {name: np.empty_like(array) for name, array in params.items()}
+    model.gradients(params, x, y, grads)
+    got = {name: array.copy() for name, array in grads.items()}
+    h = 1e-6
+    for name, array in params.items():
+        for at in np.ndindex(array.shape):
+            kept = array[at]
+            array[at] = kept + h
+            up = model.gradients(params, x, y, grads)
+            array[at] = kept - h
+            down = model.gradients(params, x, y, grads)
+            array[at] = kept
+            assert got[name][at] == pytest.approx((up - down) / (2 * h), abs=2e-9, rel=1e-6)

@@ -97,13 +97,19 @@ def gradients(size: int, dtype: str) -> list[Vector]:
     return made
 
 
-def run(optimizer: Optimizer, w: Vector, steps: list[Vector], chunk: int) -> Vector:
+def run(
+    optimizer: Optimizer,
+    w: Vector,
+    steps: list[Vector],
+    chunk: int,
+    rates: list[float] | None = None,
+) -> Vector:
     w = w.copy()
     slots = tuple(np.full_like(w, first) for first in optimizer.slot_init)
     assert len(slots) == optimizer.slots
     scratch = np.full((SCRATCH_ROWS, chunk), np.nan, w.dtype)
     for t, g in enumerate(steps, start=1):
-        optimizer.apply(w, slots, g, scratch, t)
+        optimizer.apply(w, slots, g, scratch, t, *(() if rates is None else (rates[t - 1],)))
     assert all(slot.dtype == w.dtype for slot in slots)
     return w
 
@@ -121,15 +127,62 @@ def test_equals_the_textbook(name: str, options: dict[str, Any]) -> None:
         assert np.max(np.abs(got - expected) / scale) < tolerance
 
 
+RATES = [1.0, 0.5, 0.0, 0.25, 1.0, 0.125, 0.75]
+
+
+def naive(
+    name: str,
+    w: Vector,
+    steps: list[Vector],
+    options: dict[str, Any],
+    l2: float,
+    rates: list[float],
+) -> Vector:
+    """The textbook's rule again and again from the start, one step further each time.
+
+    Neither rates nor l2 are in it: the last step is scaled by its rate, and l2 is in the gradient.
+    """
+    seen: list[Vector] = []
+    for g, rate in zip(steps, rates, strict=True):
+        seen.append(g + l2 * w)
+        zero = np.zeros_like(w)
+        last = NAIVE[name](zero, seen, **options) - NAIVE[name](zero, seen[:-1], **options)
+        w = w + rate * last
+    return w
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+def test_rate_and_l2_equal_the_textbook(name: str, options: dict[str, Any], l2: float) -> None:
+    size = 1000
+    for dtype, tolerance in [("float64", 1e-11), ("float32", 3e-4)]:
+        w = np.random.default_rng(0).standard_normal(size).astype(dtype)
+        steps = gradients(size, dtype)
+        got = run(make(name, options, dtype, l2), w, steps, 300, RATES)
+        wide = [g.astype("float64") for g in steps]
+        expected = naive(name, w.astype("float64"), wide, options, l2, RATES)
+        scale = np.maximum(1, np.abs(expected - w))
+        assert np.max(np.abs(got - expected) / scale) < tolerance
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_l2_moves_a_parameter_without_gradient(name: str) -> None:
+    w, zero = np.array([1.5, -1.5, 0.0]), np.zeros(3)
+    moved = run(make(name, {}, "float64", l2=0.1), w, [zero] * 5, 2)
+    assert moved[0] < 1.5 and moved[1] > -1.5 and moved[2] == 0
+
+
 @pytest.mark.parametrize(("name", "options"), CASES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_chunks_change_nothing(name: str, options: dict[str, Any], dtype: str) -> None:
     size = 1000
     w = np.random.default_rng(0).standard_normal(size).astype(dtype)
     steps = gradients(size, dtype)
-    whole = run(make(name, options, dtype), w, steps, size)
-    for chunk in (1, 7, 250, 999, 1001):
-        np.testing.assert_array_equal(run(make(name, options, dtype), w, steps, chunk), whole)
+    for l2 in (0.0, 0.1):
+        made = make(name, options, dtype, l2)
+        whole = run(made, w, steps, size, RATES)
+        for chunk in (1, 7, 250, 999, 1001):
+            np.testing.assert_array_equal(run(made, w, steps, chunk, RATES), whole)
 
 
 def test_a_float32_update_never_passes_through_float64() -> None:

@@ -33,6 +33,7 @@ from dsgd_cli.engine.shard import (
     Trained,
     all_finite,
 )
+from dsgd_cli.engine.staleness import Staleness
 from dsgd_cli.engine.sums import Incomplete
 
 Vector = np.ndarray[Any, Any]
@@ -222,6 +223,162 @@ def test_the_values_belong_to_the_shard() -> None:
     for bad in (np.zeros((2, 2)), np.zeros(8)[::2], np.frombuffer(b"12345678"), np.zeros(0)):
         with pytest.raises(ValueError):
             Shard(bad, 4, SUM)
+
+
+# ---- the learning rate
+
+
+NAMES = ["sgd", "momentum", "adagrad", "adam"]
+
+
+def by_hand(
+    name: str, w: Vector, steps: list[Vector], rates: list[float], l2: float = 0.0
+) -> Vector:
+    """The rules with their defaults, in plain numpy."""
+    v = np.full_like(w, 0.1 if name == "adagrad" else 0.0)
+    m = np.zeros_like(w)
+    for t, (g, rate) in enumerate(zip(steps, rates, strict=True), start=1):
+        g = g + l2 * w
+        if name == "sgd":
+            w = w - 0.01 * rate * g
+        elif name == "momentum":
+            v = 0.9 * v + g
+            w = w - 0.01 * rate * v
+        elif name == "adagrad":
+            v = v + g**2
+            w = w - 0.05 * rate * g / (np.sqrt(v) + 1e-7)
+        else:
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+            w = w - 0.001 * rate * step
+    return w
+
+
+def pushed(shard: Shard, steps: list[Vector], before: Callable[[int], object]) -> Vector:
+    """What the shard holds after these; `before` each push something happens."""
+    for seq, g in enumerate(steps, start=1):
+        before(seq)
+        start = 0
+        for block, size in enumerate(shard.sizes):
+            assert shard.apply(0, 1, seq, block, g[start : start + size])
+            start += size
+    held = [np.frombuffer(shard.read(block), "float64") for block in range(shard.blocks)]
+    return np.concatenate(held)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("l2", [0.0, 0.2])
+def test_schedule_and_set_rate_and_l2_equal_plain_numpy(name: str, l2: float) -> None:
+    rng = np.random.default_rng(3)
+    first, steps = rng.standard_normal(10), [rng.standard_normal(10) for _ in range(6)]
+    schedule = {1: 1.0, 2: 0.5, 3: 0.5, 4: 0.25, 5: 0.0, 6: 1.0}
+    shard = Shard(first.copy(), 4, make(name, {}, "float64", l2), rate=schedule.__getitem__)
+    outside = {1: 1.0, 2: 1.0, 3: 0.1, 4: 0.1, 5: 0.1, 6: 0.5}
+    found = pushed(shard, steps, lambda seq: shard.set_rate(outside[seq]))
+    rates = [schedule[t] * outside[t] for t in schedule]
+    np.testing.assert_allclose(found, by_hand(name, first, steps, rates, l2), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_commit_follows_the_schedule_too(name: str) -> None:
+    rng = np.random.default_rng(3)
+    first, steps = rng.standard_normal(6), [rng.standard_normal(6) for _ in range(4)]
+    optimizer = make(name, {}, "float64", 0.1)
+    shard = Shard(first.copy(), 6, optimizer, rate=lambda update: 1 / update, rounds=True)
+    for round_, g in enumerate(steps, start=1):
+        for part in (0, 1):
+            shard.contribute(part, 1, round_, part, 0, g)
+        shard.commit(round_, 2, 0.5)
+    found = np.frombuffer(shard.read(0), "float64")
+    rates = [1 / update for update in (1, 2, 3, 4)]
+    np.testing.assert_allclose(found, by_hand(name, first, steps, rates, 0.1), rtol=1e-10)
+
+
+# ---- what comes late
+
+
+def late_shard(staleness: Staleness, optimizer: Optimizer = SUM) -> Shard:
+    return Shard(np.zeros(10, np.float32), 4, optimizer, staleness=staleness)
+
+
+PARTS = [ONES, ONES, ONES[:2]]
+
+
+def push(shard: Shard, worker: int, seq: int, base: int) -> None:
+    for block, part in enumerate(PARTS):
+        shard.push(worker, 1, seq, block, part, base=base)
+
+
+@pytest.mark.parametrize("name", ["sum", *NAMES])
+def test_a_push_that_is_too_late_takes_its_seq_and_changes_nothing(name: str) -> None:
+    optimizer = SUM if name == "sum" else make(name, {}, "float32")
+    shard, twin = late_shard(Staleness(most=1), optimizer), late_shard(Staleness(), optimizer)
+    for one in (shard, twin):
+        push(one, 1, 1, base=0)
+        push(one, 1, 2, base=1)
+    before = [bytes(shard.read(block)) for block in range(3)]
+    push(shard, 0, 1, base=0)  # 2 late
+    assert [bytes(shard.read(block)) for block in range(3)] == before
+    assert [shard.version(block) for block in range(3)] == [2, 2, 2]
+    assert [shard.applied(0, block) for block in range(3)] == [(1, 1)] * 3
+    assert shard.dropped(0, 1, 1)
+    assert shard.apply(0, 1, 1, 0, ONES, 0) is False  # a repeat is answered alike
+    assert shard.dropped(0, 1, 1)
+    for one, seq in ((shard, 2), (twin, 1)):
+        push(one, 0, seq, base=1)
+    assert not shard.dropped(0, 1, 2)
+    for block in range(3):  # nothing of it is in the slots either
+        assert shard.read(block) == twin.read(block)
+
+
+def test_all_blocks_of_a_push_are_judged_by_the_first() -> None:
+    shard = late_shard(Staleness(most=0))
+    shard.apply(0, 1, 1, 0, ONES, 0)  # in time
+    push(shard, 1, 1, base=1)  # another one comes in between
+    for block in (1, 2):
+        shard.apply(0, 1, 1, block, PARTS[block], 0)
+    assert [shard.version(block) for block in range(3)] == [2, 2, 2]
+    shard.apply(0, 1, 2, 0, ONES, 0)  # late
+    for block in (1, 2):
+        shard.apply(0, 1, 2, block, PARTS[block], 99)
+    assert [shard.version(block) for block in range(3)] == [2, 2, 2]
+    assert shard.dropped(0, 1, 2)
+
+
+def test_a_refused_push_is_not_judged() -> None:
+    shard = late_shard(Staleness(most=0))
+    push(shard, 1, 1, base=0)
+    shard.freeze()
+    with pytest.raises(Frozen):
+        shard.apply(0, 1, 1, 0, ONES, 0)
+    assert not shard.dropped(0, 1, 1)
+    shard.thaw()
+    shard.apply(0, 1, 1, 0, ONES, 1)
+    assert shard.version(0) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damping_multiplies_the_learning_rate(name: str) -> None:
+    rng = np.random.default_rng(3)
+    first, steps = rng.standard_normal(4), [rng.standard_normal(4) for _ in range(3)]
+    optimizer = make(name, {}, "float64")
+    shard = Shard(first.copy(), 4, optimizer, staleness=Staleness(damping="inverse"))
+    shard.set_rate(0.5)
+    for seq, (g, base) in enumerate(zip(steps, (0, -1, -2), strict=True), start=1):
+        shard.apply(0, 1, seq, 0, g, base)  # 0, 2 and 4 late
+    found = np.frombuffer(shard.read(0), "float64")
+    expected = by_hand(name, first, steps, [0.5, 0.25, 0.125])
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_a_shard_that_judges_nothing_drops_nothing() -> None:
+    for staleness in (None, Staleness()):
+        shard = Shard(np.zeros(4, np.float32), 4, SUM, staleness=staleness)
+        assert not shard.judges
+        shard.apply(0, 1, 1, 0, ONES, -1000)
+        assert not shard.dropped(0, 1, 1)
+        assert shard.version(0) == 1
+    assert late_shard(Staleness(most=0)).judges
 
 
 # ---- exactly once, whatever happens
