@@ -111,6 +111,42 @@ def test_blocks_of_64_bytes_over_many_servers(new_cluster: NewCluster) -> None:
     assert finished["metrics"]["accuracy"] > 0.3
 
 
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"stale_synchronous": {"bound": 0}},
+        {"stale_synchronous": {"bound": 2, "push_every": 3}},
+        {"downpour": {"max_staleness": 0}},
+        {"downpour": {"damping": "relative", "push_every": 2, "fetch_every": 3, "reduce": "mean"}},
+        {"downpour": {"warm_start": {"until": "50 steps", "then_add_every": "20 steps"}}},
+    ],
+    ids=["lock-step", "bounded", "dropped", "damped", "warm"],
+)
+def test_asynchronous_runs_end_where_they_should(
+    algorithm: dict[str, Any], new_cluster: NewCluster
+) -> None:
+    """With evaluations in between, a schedule, a warm-up, l2 and clipping."""
+    made = new_cluster(workers=3)
+    schedule = {"decay": {"cosine": {"over": "400 steps"}}, "warm_up": "20 steps"}
+    train = {
+        "model": "softmax",
+        "algorithm": algorithm,
+        "optimizer": {"sgd": {"learning_rate": 0.1, "l2": 1e-4, "clip_norm": 5.0, **schedule}},
+        "until": {"max_steps": 400},
+        "evaluate": {"every": "50 steps"},
+    }
+    finished = made.finished(made.run(train))
+    assert (finished["outcome"], finished["steps"]) == ("converged", 400)
+    assert finished["metrics"]["accuracy"] > 0.8
+    staleness = finished["staleness"]
+    assert sum(staleness["histogram"].values()) > 100
+    if algorithm.get("downpour", {}).get("max_staleness") is None:
+        assert staleness["dropped"] == 0
+    if algorithm.get("stale_synchronous", {}).get("bound") == 0:
+        # Nobody is two clocks ahead, so at most two pushes of each other worker come in between.
+        assert max(map(int, staleness["histogram"])) <= 2 * 2
+
+
 def test_a_killed_worker_comes_back_and_no_example_is_lost(
     new_cluster: NewCluster, tmp_path: Path
 ) -> None:
