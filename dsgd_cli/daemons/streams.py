@@ -127,6 +127,8 @@ class Stream:
         finite = self._gradient(x, y, tally.counts)
         computed_s = perf_counter()
         self._do(self._downpour.after_gradient(finite, ends))
+        if self._gate is not None and self._downpour.skipped:
+            self._skip(self._gate)
         self._mark()
         if ends:
             self._end_task()
@@ -267,19 +269,24 @@ class Stream:
         unsent = unsent or self._downpour.summed > 0
         if landed.operation.fetches and self._manner.local_rate and unsent:
             self._shards.step(self._shards.gradient.flat, self._manner.local_rate)
-        if self._gate is not None:
-            self._tick(landed.operation)
+        if self._gate is not None and landed.operation.fetches:
+            self._gate.fetched()
+        if self._gate is not None and landed.operation.sends:
+            self._tick()
         marks, self._marks = self._marks, []
         for marked, upto in marks:
             self._done(marked, upto)
 
-    def _tick(self, operation: Operation) -> None:
-        assert self._gate is not None
-        if operation.fetches:
-            self._gate.fetched()
-        if operation.sends:
-            self._clocks += 1
-            self._send(pb.FromWorker(ticked=pb.Ticked(epoch=self._epoch, clock=self._clocks)))
+    def _skip(self, gate: Gate) -> None:
+        """A clock without a finite gradient: nobody waits for a push that does not come."""
+        self._settle()
+        gate.pushed()
+        self._tick()
+
+    def _tick(self) -> None:
+        """All shards have this clock's push."""
+        self._clocks += 1
+        self._send(pb.FromWorker(ticked=pb.Ticked(epoch=self._epoch, clock=self._clocks)))
 
     def _mark(self) -> None:
         """Where nothing is summed, all up to here is in the parameters, or will be on landing."""

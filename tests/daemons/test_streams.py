@@ -85,6 +85,7 @@ class Worker:
         self.inbox: deque[e.Decision] = deque()
         self.outbox: deque[e.Event] = deque()
         self.dead = False
+        self.ill = world.random.choice([0.0, 0.0, 0.1, 1.0])  # how often a gradient is not finite
         self.streak, self.where = 0, ""
         self.parameters = Spread(world, self.who)
         self.stream = self.make_stream()
@@ -104,7 +105,7 @@ class Worker:
     def gradient(self, params: Any, x: Any, y: Any, out: Any, counts: Counts) -> tuple[float, bool]:
         self.world.read(self, params)
         counts.examples += len(x)
-        return 1.0, self.world.random.random() > 0.03
+        return 1.0, self.world.random.random() > self.ill
 
     def order(self, epoch: int) -> Any:
         return np.arange(self.world.examples)
@@ -117,6 +118,8 @@ class Worker:
         self.outbox.append(e.Report(*self.who, task, done_upto, *done, compute_s=busy_s))
 
     def send(self, message: pb.FromWorker) -> None:
+        for contents in self.world.shards:  # a clock may have had nothing to push
+            contents[self.who] = max(contents[self.who], message.ticked.clock)
         self.outbox.append(e.Ticked(*self.who, message.ticked.clock))
 
     # what it hears

@@ -207,6 +207,23 @@ class Run:
         return history[-1]
 
 
+def spoil(run: Run, bad: Callable[[int], bool]) -> None:
+    """These gradients are not finite; they count from 1."""
+    original = run.material.model.functions.gradients
+    calls = 0
+
+    def gradients(params: Any, x: Any, y: Any, out: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        loss, grads = original(params, x, y, out=out)
+        if bad(calls):
+            out["W1"][0, 0] = np.nan
+        return loss, grads
+
+    functions = run.material.model.functions._replace(gradients=gradients)
+    object.__setattr__(run.material.model, "functions", functions)
+
+
 @pytest.mark.parametrize(("overlap", "delay"), [(False, 0), (True, 1)])
 def test_one_worker_is_gradient_descent_with_the_delay_that_is_promised(
     overlap: bool, delay: int
@@ -431,19 +448,7 @@ def test_an_evaluation_sees_the_own_pushes() -> None:
 
 def test_a_gradient_that_is_not_finite_takes_no_seq() -> None:
     run = Run(overlap=True)
-    original = run.material.model.functions.gradients
-    calls = 0
-
-    def gradients(params: Any, x: Any, y: Any, out: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        loss, grads = original(params, x, y, out=out)
-        if calls in (3, 6):
-            out["W1"][0, 0] = np.nan
-        return loss, grads
-
-    functions = run.material.model.functions._replace(gradients=gradients)
-    object.__setattr__(run.material.model, "functions", functions)
+    spoil(run, lambda call: call in (3, 6))
     run.task(1, 6)
     run.work()
     assert run.channels[0].seqs == [1, 2, 3, 4]
@@ -451,6 +456,90 @@ def test_a_gradient_that_is_not_finite_takes_no_seq() -> None:
     assert run.reports[-1].nonfinite_streak == 1
     assert run.reports[-1].nonfinite_where == "W1"
     assert np.isfinite(run.values()).all()
+
+
+# ── stale-synchronous ──────────────────────────────────────────────────────────────────────────
+
+
+def bounded(push_every: int = 1) -> Run:
+    return Run(name="stale_synchronous", bound=1, push_every=push_every)
+
+
+def advance(run: Run, limit: int) -> None:
+    run.trainer.obey("advance", pb.Advance(epoch=1, limit=limit))
+
+
+def ticks(run: Run) -> list[int]:
+    return [message.ticked.clock for message in run.said if message.HasField("ticked")]
+
+
+def test_a_clock_begins_when_it_may_and_says_when_every_shard_has_it() -> None:
+    run = bounded()
+    run.task(1, 5)
+    run.work()
+    assert not run.trainer.busy and run.channels[0].seqs == []
+    advance(run, 1)
+    run.work()
+    assert run.channels[0].seqs == [1, 2]
+    assert ticks(run) == [1, 2]  # the others may be waiting, so the last one is settled at once
+    advance(run, 4)
+    run.work()
+    assert ticks(run) == [1, 2, 3, 4, 5]
+    assert [report.done_upto for report in run.reports] == [5 * BATCH]
+
+
+@pytest.mark.parametrize("push_every", [1, 2])
+def test_a_worker_reads_its_own_pushes(push_every: int) -> None:
+    """Alone it is plain gradient descent, though a push is under way when the next clock begins."""
+    run = bounded(push_every)
+    advance(run, 100)
+    run.task(1, 5)
+    run.task(2, 6, start=5 * BATCH)
+    run.work()
+    clocks = -(-5 // push_every) + 6 // push_every
+    assert ticks(run) == list(range(1, clocks + 1))
+    if push_every == 1:
+        np.testing.assert_array_equal(run.values(), run.expected(11))
+
+
+def test_what_others_pushed_meanwhile_is_fetched_before_the_first_clock_of_a_task() -> None:
+    run = bounded()
+    advance(run, 100)
+    run.task(1, 2)
+    run.work()
+    run.others()
+    run.task(2, 1, start=2 * BATCH)
+    run.work()
+    assert dict(run.reports[-1].staleness) == {0: 1}
+
+
+def test_an_evaluation_ends_the_clock_and_waits_until_the_worker_counts_again() -> None:
+    run = bounded(push_every=3)
+    advance(run, 100)
+    run.task(1, 8)
+    run.work(batches=4)
+    run.trainer.evaluate(1, best=float("inf"))
+    assert ticks(run) == [1, 2]  # the fourth gradient does not wait
+    kinds = [message.WhichOneof("kind") for message in run.said]
+    assert kinds.index("evaluated") > max(i for i, kind in enumerate(kinds) if kind == "ticked")
+    assert not run.trainer.busy
+    run.others()
+    advance(run, 3)
+    run.work()
+    assert ticks(run) == [1, 2, 3, 4]
+    (report,) = run.reports
+    assert (report.done_upto, dict(report.staleness)) == (8 * BATCH, {0: 4})
+
+
+def test_a_clock_without_a_finite_gradient_keeps_nobody_waiting() -> None:
+    run = bounded(push_every=2)
+    spoil(run, lambda call: call in (3, 4, 5))
+    advance(run, 100)
+    run.task(1, 7)
+    run.work()
+    assert ticks(run) == [1, 2, 3, 4]
+    assert run.channels[0].seqs == [1, 2, 3]  # of gradients 1 and 2, 6, 7
+    assert [report.done_upto for report in run.reports] == [7 * BATCH]
 
 
 def large() -> tuple[Layout, list[InProcess], Parameters]:

@@ -47,6 +47,11 @@ class Downpour:
         """The next gradient begins a new sum: it may be written straight into the push buffer."""
         return self.summed == 0
 
+    @property
+    def skipped(self) -> bool:
+        """After a gradient: a push was due, and there was nothing to send."""
+        return self._since_push == 0 and self.pushed == 0
+
     def after_gradient(self, finite: bool = True, ends: bool = False) -> Action:
         """A gradient was computed and, if finite, is now in the sum. `ends`: so does the task."""
         self.summed += finite

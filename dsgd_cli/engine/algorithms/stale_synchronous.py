@@ -2,9 +2,9 @@
 
 Source: Q. Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter
 Server", NIPS 2013, section 3. A worker's clock counts the pushes of its that every shard has
-acknowledged. It may begin clock c (counted from 0) only while c - min <= bound, where min is the
-least clock of all; and what it reads for clock c contains every update of a clock below c - bound,
-and its own.
+acknowledged, and those that had nothing to send, as no gradient was finite. It may begin clock c
+(counted from 0) only while c - min <= bound, where min is the least clock of all; and what it reads
+for clock c contains every update of a clock below c - bound, and its own.
 
 What differs from the paper: the cluster is elastic. Who joins begins at the least clock; who has
 nothing to do does not count, and nor does who evaluates; both go on from the least clock, with
@@ -119,7 +119,7 @@ class Gate:
         self._good_for = self._fetching_for
 
     def pushed(self) -> None:
-        """The clock's push has begun: what comes is of the next one."""
+        """The clock's push has begun, or is left out: what comes is of the next one."""
         self.clock += 1
 
     def idled(self) -> None:

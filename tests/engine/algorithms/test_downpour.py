@@ -60,6 +60,17 @@ def test_gradients_that_are_not_finite_are_not_pushed() -> None:
     assert pair.fresh
 
 
+def test_a_push_that_was_due_and_had_nothing_to_send_is_known() -> None:
+    downpour = Downpour(push_every=2)
+    skipped = []
+    for finite, ends in [(False, False), (False, False), (True, False), (False, True)]:
+        downpour.after_gradient(finite, ends)
+        skipped.append(downpour.skipped)
+    assert skipped == [False, True, False, False]
+    downpour.after_gradient(False, ends=True)
+    assert downpour.skipped
+
+
 def test_a_pull_for_another_reason_counts() -> None:
     downpour = Downpour(push_every=9, fetch_every=2)
     downpour.after_gradient()
