@@ -20,8 +20,11 @@ import numpy as np
 from dsgd_cli.daemons.computing import Computing, Counts, Vector, add_loss, batches
 from dsgd_cli.daemons.material import Material
 from dsgd_cli.daemons.parameters import Parameters
+from dsgd_cli.engine import rate
 from dsgd_cli.engine.algorithms.downpour import Action, Downpour
+from dsgd_cli.engine.algorithms.names import steps_per_update
 from dsgd_cli.engine.algorithms.stale_synchronous import Gate
+from dsgd_cli.engine.rate import Scale
 from dsgd_cli.engine.tasks import Task
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire.channels.base import Operation
@@ -91,6 +94,8 @@ class Stream:
         self._send = send
         self._epoch = epoch
         self._manner = Manner.of(options, train["optimizer"])
+        scale = Scale(steps_per_update(options, 1), material.data.examples / material.batch_size)
+        self._rate = rate.make(train["optimizer"].get("options", {}), scale)
         synchronised = options["name"] == "stale_synchronous"
         every = options["push_every"]
         self._downpour = Downpour(every, every if synchronised else options["fetch_every"])
@@ -210,10 +215,16 @@ class Stream:
         if not finite:
             return False
         if self._manner.local_rate:
-            shards.step(out.flat, self._manner.local_rate)
+            shards.step(out.flat, self._own_rate())
         if not fresh:
             shards.gradient.flat += out.flat
         return True
+
+    def _own_rate(self) -> float:
+        """Of the worker's own steps: it follows the servers' schedule, as of the last fetch."""
+        schedule = self._rate
+        factor = 1.0 if schedule is None else schedule(self._shards.shown.versions[0][0] + 1)
+        return self._manner.local_rate * factor
 
     def _do(self, action: Action) -> None:
         """Begins an exchange, after the one before it."""
@@ -268,7 +279,7 @@ class Stream:
             counts.dropped += landed.dropped
         unsent = unsent or self._downpour.summed > 0
         if landed.operation.fetches and self._manner.local_rate and unsent:
-            self._shards.step(self._shards.gradient.flat, self._manner.local_rate)
+            self._shards.step(self._shards.gradient.flat, self._own_rate())
         if self._gate is not None and landed.operation.fetches:
             self._gate.fetched()
         if self._gate is not None and landed.operation.sends:

@@ -94,7 +94,8 @@ class Worker:
         world = self.world
         algorithm = {"name": "stale_synchronous", "bound": world.bound, "push_every": world.every}
         train = {"algorithm": algorithm, "optimizer": {"name": "sgd", "options": {}}}
-        data = SimpleNamespace(x=np.zeros(world.examples), y=np.zeros(world.examples))
+        examples = world.examples
+        data = SimpleNamespace(x=np.zeros(examples), y=np.zeros(examples), examples=examples)
         material: Any = SimpleNamespace(data=data, batch_size=world.batch)
         shards: Any = self.parameters
         computing: Any = self

@@ -17,6 +17,7 @@ from dsgd_cli.daemons.parameters import DIRECT_BYTES, Closed, Landed, Parameters
 from dsgd_cli.daemons.trainer import Trainer
 from dsgd_cli.engine import optimizers
 from dsgd_cli.engine.layout import Layout, cut, flatten
+from dsgd_cli.engine.rate import Rate
 from dsgd_cli.engine.shard import Shard
 from dsgd_cli.engine.staleness import Staleness
 from dsgd_cli.engine.tasks import order
@@ -88,13 +89,18 @@ class InProcess:
         self.gate.set()
 
 
-def shards_of(layout: Layout, most: int | None = None, damping: str = "none") -> list[InProcess]:
+def shards_of(
+    layout: Layout,
+    most: int | None = None,
+    damping: str = "none",
+    rate: Rate | None = None,
+) -> list[InProcess]:
     optimizer = optimizers.make("sgd", {"learning_rate": RATE}, layout.dtype)
 
     def shard(size: int) -> Shard:
         values = np.zeros(size, layout.dtype)
         staleness = Staleness(most, damping)
-        return Shard(values, layout.block_elements, optimizer, staleness=staleness)
+        return Shard(values, layout.block_elements, optimizer, staleness=staleness, rate=rate)
 
     return [InProcess(shard(s.stop - s.start)) for s in layout.shards]
 
@@ -107,7 +113,8 @@ class Run:
         servers: int = 2,
         model: str = "softmax",
         name: str = "downpour",
-        clip_norm: float | None = None,
+        optimizer: dict[str, Any] | None = None,
+        rate: Rate | None = None,
         **algorithm: Any,
     ) -> None:
         self.said: list[pb.FromWorker] = []
@@ -117,7 +124,7 @@ class Run:
                 "model": model,
                 "data": "digits",
                 "algorithm": {name: algorithm},
-                "optimizer": {"sgd": {"learning_rate": RATE, "clip_norm": clip_norm}},
+                "optimizer": {"sgd": {"learning_rate": RATE, **(optimizer or {})}},
             }
         ).model_dump(mode="json")
         prepare = pb.Prepare(epoch=1, seed=0, train_json=json.dumps(train))
@@ -127,7 +134,7 @@ class Run:
         self.initial = self.material.initial()
         self.layout = cut([(n, a.shape) for n, a in self.initial.items()], "float32", servers, 4096)
         late = (algorithm.get("max_staleness"), algorithm.get("damping", "none"))
-        self.channels = shards_of(self.layout, *late)
+        self.channels = shards_of(self.layout, *late, rate)
         self.trainer.use(Parameters(self.layout, self.channels))
         self.trainer.initialise()
         self.trainer.start()
@@ -281,6 +288,22 @@ def test_with_steps_of_its_own_a_worker_sees_all_that_it_has_computed(
     np.testing.assert_allclose(run.values(), run.expected(15), rtol=1e-4, atol=1e-6)
 
 
+def test_steps_of_ones_own_follow_the_schedule() -> None:
+    schedule = {"warm_up": "4 steps", "decay": {"step": {"every": "6 steps", "factor": 0.5}}}
+    factors = [0.25, 0.5, 0.75, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    run = Run(
+        optimizer=schedule,
+        rate=lambda update: factors[update - 1],
+        overlap=True,
+        local_learning_rate=RATE,
+    )
+    run.task(1, 12)
+    run.work()
+    found = iter(factors)
+    made = run.expected(12, made=lambda total, _: total * np.float32(next(found)))
+    np.testing.assert_allclose(run.values(), made, rtol=1e-5, atol=1e-7)
+
+
 def test_steps_of_ones_own_are_in_no_push() -> None:
     run = Run(overlap=False, fetch_every=100, local_learning_rate=7.0)
     shown = run.loop._shards.shown
@@ -302,7 +325,7 @@ def test_what_is_pushed_is_clipped_over_all_shards(servers: int, reduce: str) ->
         push_every=2,
         fetch_every=2,
         local_learning_rate=0.0,
-        clip_norm=most,
+        optimizer={"clip_norm": most},
     )
     norms = []
 
