@@ -627,18 +627,6 @@ class ClusterSpec(Tree):
     )
     train: Train = Field(default={}, validate_default=True, description="what to train")
 
-    @model_validator(mode="after")
-    def _steps(self) -> "ClusterSpec":
-        """A step is made of the gradients of those who are no backups."""
-        algorithm, workers = self.train.algorithm, self.workers.count
-        if isinstance(algorithm, Synchronous) and algorithm.backup_workers >= workers:
-            raise mistake(
-                f"{algorithm.backup_workers} backups among {workers} workers leave none for a step",
-                f"write at most {workers - 1}, or use more workers",
-                ("train", "algorithm", "synchronous", "backup_workers"),
-            )
-        return self
-
     @property
     def lease_s(self) -> float:
         return self.lease

@@ -225,11 +225,6 @@ def test_the_dump_is_valid_input_again(fields: dict[str, Any]) -> None:
             {"train": {"model": {"mlp": {"hidden": [0]}}}},
             "0 is out of range – it must be at least 1",
         ),
-        (
-            {"workers": 2, "train": {"algorithm": {"synchronous": {"backup_workers": 2}}}},
-            "2 backups among 2 workers leave none for a step"
-            " – write at most 1, or use more workers",
-        ),
         ({"workers": {"env": {"DSGD_X": "1"}}}, "'DSGD_X' is dsgd's own – use another name"),
         ({"workers": {"env": {"A": "\0"}}}, "a NUL character in a variable – remove it"),
     ],
