@@ -76,6 +76,26 @@ def gradients(params, x, y):
 """
 )
 
+# The first process of worker/1 kills itself in the middle of its 30th gradient.
+DIES = (
+    SOFTMAX.replace("def gradients", "def fast")
+    + """
+import os, pathlib, signal, sys, time
+
+calls = 0
+died = pathlib.Path(__file__).with_name("died")
+
+def gradients(params, x, y):
+    global calls
+    calls += 1
+    time.sleep(0.005)
+    if calls == 30 and sys.argv[1] == "worker/1" and not died.exists():
+        died.write_text(str(calls))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return fast(params, x, y)
+"""
+)
+
 # Batches take 12 s.
 VERY_SLOW = (
     SOFTMAX.replace("def gradients", "def fast")
