@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -69,7 +70,9 @@ class Shard:
             ids.open_channel(identity(self.authority, process), "server/0", self.address)
         )
 
-    def configure(self, elements: int, block_elements: int = BLOCK_ELEMENTS) -> None:
+    def configure(
+        self, elements: int, block_elements: int = BLOCK_ELEMENTS, **algorithm: Any
+    ) -> None:
         """A run whose updates are `w -= g`."""
         request = pb.ConfigureRequest(
             epoch=self.epoch,
@@ -79,6 +82,7 @@ class Shard:
             dtype="float32",
             optimizer="sgd",
             options_json='{"learning_rate": 1.0}',
+            algorithm_json=json.dumps({"name": "downpour", **algorithm}),
         )
         self.stub().Configure(request, timeout=10)
 

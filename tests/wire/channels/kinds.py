@@ -149,6 +149,7 @@ class Worker:
         seq: int = 0,
         up: Vector | None = None,
         since: tuple[int, ...] = (),
+        tag: int = 0,
     ) -> Exchange:
         exchange = Exchange(
             operation,
@@ -156,6 +157,7 @@ class Worker:
             None if up is None else up.data.cast("B"),
             self.parameters.data.cast("B") if operation.fetches else None,
             since,
+            tag,
         )
         run([self.channel], [exchange])
         return exchange
