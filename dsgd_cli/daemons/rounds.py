@@ -20,6 +20,7 @@ from dsgd_cli.daemons.computing import Computing, Counts, Vector, add_loss
 from dsgd_cli.daemons.material import Material
 from dsgd_cli.daemons.parameters import Buffer, Parameters
 from dsgd_cli.daemons.streams import Say
+from dsgd_cli.engine.shard import all_finite
 from dsgd_cli.engine.tasks import Task
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire.channels.base import Operation, Reason, Refused
@@ -36,10 +37,10 @@ class Job:
     round: int
     part: int | None
     needs: int  # updates in the parameters
-    fetch: bool  # the parameters as they are now
     at: int = 0  # positions before it are computed
     buffer: Buffer | None = None
     finite: bool = True
+    streak: int = 0  # gradients in a row that were not finite, up to this one
     contributed: bool = False
     counts: Counts = field(default_factory=Counts)
 
@@ -73,7 +74,8 @@ class Rounds:
         self._todo: list[Job] = []
         self._free = list(parameters.buffers)
         self._version = 0  # updates in the parameters in hand
-        self._stale = False  # a job that was to fetch newer ones was dropped before it did
+        self._fetch = False  # them as they are now, whatever becomes of the job that said so
+        self._seen_finite = False
         self._pause_s = PAUSE_S[0]
 
     # ── orders ──
@@ -94,7 +96,8 @@ class Rounds:
         wire = body.task
         task = Task(wire.id, getattr(wire, "pass"), wire.start, wire.stop)
         part = body.part if body.HasField("part") else None
-        job = Job(task, body.round, part, body.needs, body.fetch, at=task.start)
+        job = Job(task, body.round, part, body.needs, at=task.start)
+        self._fetch = self._fetch or body.fetch
         self._jobs[task.id] = job
         self._todo.append(job)
         self._pause_s = PAUSE_S[0]
@@ -105,7 +108,6 @@ class Rounds:
             return
         if job in self._todo:
             self._todo.remove(job)
-            self._stale = self._stale or job.fetch
         if job.buffer is not None:
             self._free.append(job.buffer)
 
@@ -129,13 +131,12 @@ class Rounds:
 
     def _has_parameters(self, job: Job) -> bool:
         """Fetches what the job needs; False where it is not there yet."""
-        fetch = job.fetch or self._stale
-        if not fetch and job.needs <= self._version:
+        if not self._fetch and job.needs <= self._version:
             return True
         began_s = perf_counter()
-        if fetch:
+        if self._fetch:
             self._shards.pull()
-            job.fetch = self._stale = False
+            self._fetch = False
         elif not self._shards.catch_up(job.needs):
             time.sleep(self._pause_s)  # then the inbox is looked at, too
             self._pause_s = min(GROWTH * self._pause_s, PAUSE_S[1])
@@ -182,6 +183,7 @@ class Rounds:
         x, y = data.x.take(rows, 0), data.y.take(rows, 0)
         views = self._shards.shown.views
         loss, job.finite = self._computing.gradient(views, x, y, buffer, job.counts)
+        job.streak = self._computing.streak
         add_loss(job.counts, loss)
         job.counts.steps += 1
         if len(rows) != size:
@@ -203,10 +205,18 @@ class Rounds:
         job.counts.loss_count += len(x)
         job.finite = job.finite and finite and math.isfinite(loss)
         job.at = stop
-        if job.computed and not job.finite:  # a trial that leads nowhere: the search turns back,
-            buffer.flat[:] = 0.0  # and the run has not diverged
-            job.counts.loss_sum = math.inf
-            self._computing.streak = 0
+        if job.computed:
+            self._end_sum(job, buffer)
+
+    def _end_sum(self, job: Job, buffer: Buffer) -> None:
+        """Where it is not finite, the parameters are a trial's that leads nowhere, and the search
+        turns back; or they are the first ones, and no good: then it has never been finite."""
+        if job.finite and all_finite(buffer.flat):
+            self._seen_finite = True
+            return
+        buffer.flat[:] = 0.0
+        job.counts.loss_sum = math.inf
+        job.streak = 0 if self._seen_finite else max(1, self._computing.streak)
 
     # ── rounds ──
 
@@ -227,6 +237,6 @@ class Rounds:
             job.counts.bytes_moved += self._shards.nbytes
         job.contributed = True
         counts, job.counts = job.counts, Counts()
-        self._say(job.task.id, job.task.stop, counts, round_)
+        self._say(job.task.id, job.task.stop, counts, job.streak, round_)
         if self._rows is not None:  # a portion is not asked for twice of one worker
             self._drop(job.task.id)

@@ -37,7 +37,7 @@ OPERATIONS = {
     Action.PUSH_PULL: Operation.PUSH_PULL,
 }
 
-Say = Callable[..., None]  # a report: task, done_upto, counts
+Say = Callable[..., None]  # a report: task, done_upto, counts, streak
 
 
 @dataclass(slots=True, eq=False)
@@ -315,7 +315,7 @@ class Stream:
 
     def _say(self, tally: Tally) -> None:
         counts, tally.counts = tally.counts, Counts()
-        self._say_report(tally.task.id, tally.done_upto, counts)
+        self._say_report(tally.task.id, tally.done_upto, counts, self._computing.streak)
         self._report_at_s = perf_counter() + REPORT_S
 
 

@@ -158,13 +158,15 @@ class Trainer:
         self._loop.drain()
         self._send(pb.FromWorker(drained=pb.Drained(epoch=self.epoch)))
 
-    def _report(self, task: int, done_upto: int, counts: Counts, round_: int = 0) -> None:
+    def _report(
+        self, task: int, done_upto: int, counts: Counts, streak: int, round_: int = 0
+    ) -> None:
         report = pb.Report(
             epoch=self.epoch,
             task=task,
             done_upto=done_upto,
             round=round_,
-            nonfinite_streak=self._computing.streak,
+            nonfinite_streak=streak,
             nonfinite_where=self._computing.where,
             **asdict(counts),
         )

@@ -113,7 +113,8 @@ class Worker:
 
     # what it says
 
-    def say(self, task: int, done_upto: int, counts: Counts) -> None:
+    def say(self, task: int, done_upto: int, counts: Counts, streak: int) -> None:
+        assert streak == 0
         busy_s = 0.05 * counts.steps
         done = counts.steps, counts.examples
         self.outbox.append(e.Report(*self.who, task, done_upto, *done, compute_s=busy_s))

@@ -14,6 +14,7 @@ import pytest
 from dsgd_cli.contract.spec import Train
 from dsgd_cli.daemons.computing import quiet
 from dsgd_cli.daemons.parameters import DIRECT_BYTES, Closed, Landed, Parameters
+from dsgd_cli.daemons.server import RunShard
 from dsgd_cli.daemons.trainer import Trainer
 from dsgd_cli.engine import optimizers
 from dsgd_cli.engine.layout import Layout, cut, flatten
@@ -22,10 +23,11 @@ from dsgd_cli.engine.shard import Shard
 from dsgd_cli.engine.staleness import Staleness
 from dsgd_cli.engine.tasks import order
 from dsgd_cli.wire import dsgd_pb2 as pb
-from dsgd_cli.wire.channels.base import DROPPED, Channel, Exchange, Operation
+from dsgd_cli.wire.channels.base import Channel, Exchange, Header, Operation, Route, Shape
 
 RATE = 0.1
 BATCH = 32
+ROUTE = Route("", 1, 0, worker=0, incarnation=1)
 
 Vector = np.ndarray[Any, Any]
 
@@ -39,8 +41,11 @@ class InProcess:
 
     def __init__(self, shard: Shard, dtype: str = "float32") -> None:
         self.shard = shard
+        self.held = RunShard(shard, Shape(0, 1), np.dtype(dtype), -1, None)
         self.dtype = dtype
         self.seqs: list[int] = []
+        self.fetched: list[int] = []  # blocks
+        self.contributions: list[tuple[int, int]] = []  # (round, part)
         self.pending: Exchange | None = None
         self.copy = b""
         self.gate = threading.Event()
@@ -60,22 +65,23 @@ class InProcess:
             assert bytes(exchange.data) == self.copy, "a buffer in flight was changed"
         if exchange.operation in (Operation.PUSH, Operation.PUSH_PULL):
             self.seqs.append(exchange.seq)
+        if exchange.operation is Operation.CONTRIBUTE:
+            self.contributions.append((exchange.seq, exchange.tag))
         place = 0
         for block in range(self.shard.blocks):
             size = len(self.shard.read(block))
             if exchange.data is not None:
-                part = np.frombuffer(exchange.data[place : place + size], self.dtype)
-                if exchange.operation is Operation.WRITE:
-                    self.shard.write(block, part)
-                elif exchange.operation is Operation.CONTRIBUTE:
-                    self.shard.contribute(0, 1, exchange.seq, exchange.tag, block, part)
-                else:
-                    self.shard.apply(0, 1, exchange.seq, block, part, exchange.tag)
-            if exchange.into is not None:
+                header = Header(ROUTE, exchange.seq, exchange.operation, exchange.tag)
+                state = self.held.change(header, block, exchange.data[place : place + size])
+            else:
+                state = self.held.read(0, block)
+            exchange.versions.append(state[0])
+            if exchange.into is not None and not (
+                exchange.since and state[0] <= exchange.since[block]
+            ):
                 exchange.into[place : place + size] = self.shard.read(block)
+                self.fetched.append(block)
             place += size
-        late = DROPPED if self.shard.dropped(0, 1, exchange.seq) else 0
-        exchange.versions = [self.shard.version(b) | late for b in range(self.shard.blocks)]
         return True
 
     def other(self, value: float = 0.0) -> None:
@@ -88,19 +94,30 @@ class InProcess:
     def close(self) -> None:
         self.gate.set()
 
+    def size(self, block: int) -> int:
+        return self.shard.sizes[block]
+
 
 def shards_of(
     layout: Layout,
     most: int | None = None,
     damping: str = "none",
     rate: Rate | None = None,
+    *,
+    rounds: bool = False,
 ) -> list[InProcess]:
     optimizer = optimizers.make("sgd", {"learning_rate": RATE}, layout.dtype)
 
     def shard(size: int) -> Shard:
         values = np.zeros(size, layout.dtype)
-        staleness = Staleness(most, damping)
-        return Shard(values, layout.block_elements, optimizer, staleness=staleness, rate=rate)
+        return Shard(
+            values,
+            layout.block_elements,
+            optimizer,
+            rate=rate,
+            staleness=Staleness(most, damping),
+            rounds=rounds,
+        )
 
     return [InProcess(shard(s.stop - s.start)) for s in layout.shards]
 
@@ -134,7 +151,8 @@ class Run:
         self.initial = self.material.initial()
         self.layout = cut([(n, a.shape) for n, a in self.initial.items()], "float32", servers, 4096)
         late = (algorithm.get("max_staleness"), algorithm.get("damping", "none"))
-        self.channels = shards_of(self.layout, *late, rate)
+        rounds = name in ("synchronous", "sandblaster")
+        self.channels = shards_of(self.layout, *late, rate, rounds=rounds)
         self.trainer.use(Parameters(self.layout, self.channels))
         self.trainer.initialise()
         self.trainer.start()
