@@ -14,7 +14,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ from dsgd_cli.wire.dsgd_pb2_grpc import ServerServicer, add_ServerServicer_to_se
 
 if TYPE_CHECKING:
     from dsgd_cli.engine.shard import Shard
-    from dsgd_cli.engine.vectors import Vectors
+    from dsgd_cli.engine.vectors import Op, Vectors
 
 AT_ONCE_BYTES = 1 << 20
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -97,8 +97,9 @@ class RunShard:
         self.shard = shard
         self.shape = shape
         self.memory = memory
-        self.vectors = vectors
         self.frozen = False
+        self._vectors = vectors
+        self._operating = threading.Lock()
         self._judges = shard.judges
         self._dtype = dtype
         self._frombuffer = frombuffer
@@ -123,6 +124,16 @@ class RunShard:
 
     def read(self, worker: int, block: int, take: Take | None = None) -> State:
         return self.shard.observe(worker, block, take)
+
+    @property
+    def has_vectors(self) -> bool:
+        return self._vectors is not None
+
+    def operate(self, number: int, ops: Sequence[Op]) -> tuple[float, ...]:
+        """A call that is repeated waits for the one that was given up and is still at it."""
+        assert self._vectors is not None
+        with self._operating:
+            return self._vectors.do(number, ops)
 
 
 def _refused(error: Exception, block: int) -> Refused:
@@ -254,11 +265,10 @@ class Service(ServerServicer):
         from dsgd_cli.engine.vectors import from_json
 
         run = await self._current(request.epoch, context)
-        if run.vectors is None:
+        if not run.has_vectors:
             await _abort(context, "this run has no vectors")
-        assert run.vectors is not None
         ops = from_json(json.loads(request.ops_json))
-        return pb.OperateReply(numbers=await asyncio.to_thread(run.vectors.do, request.number, ops))
+        return pb.OperateReply(numbers=await asyncio.to_thread(run.operate, request.number, ops))
 
     async def SetRate(self, request: pb.SetRateRequest, context: Any) -> pb.SetRateReply:
         run = await self._current(request.epoch, context)
