@@ -245,6 +245,33 @@ def test_a_worker_killed_in_the_middle_of_a_step_changes_nothing(
     assert made.children["worker/1"].popen.poll() is None
 
 
+def test_a_worker_killed_while_a_shard_stands_still_changes_nothing(
+    new_cluster: Callable[..., Cluster],
+) -> None:
+    """So some shards have its gradient, or their commit, and one has not: all or nothing."""
+    made = new_cluster(servers=3, workers=WORKERS)
+    run = made.run(train_of("adagrad", max_epochs=60))
+    made.coordinator.wait_for("progress")
+    for victim, still in ((1, 2), (2, 0)):
+        server = made.children[f"server/{still}"].popen
+        server.send_signal(signal.SIGSTOP)
+        time.sleep(0.2)  # whatever was under way waits for that shard now
+        made.children[f"worker/{victim}"].kill()
+        server.send_signal(signal.SIGCONT)
+        assert not made.coordinator.all("finished"), "the kill was to happen mid-run"
+        joined(made, victim)
+    finished = made.finished(run)
+    check_that_nothing_is_lost(made, finished, alone("adagrad", count=60 * 45))
+    assert [len(of_worker(made, worker, "lost")) for worker in range(WORKERS)] == [0, 1, 1]
+
+
+def joined(made: Cluster, worker: int) -> None:
+    """Starts it again, and waits until it is in the run."""
+    before = len(made.coordinator.messages)
+    made.restart(worker)
+    made.coordinator.wait_for("record", 20, lambda m: event(m) == "joined", after=before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_workers_killed_again_and_again_change_nothing(
@@ -260,9 +287,7 @@ def test_workers_killed_again_and_again_change_nothing(
         victim = int(chance.integers(WORKERS))
         made.children[f"worker/{victim}"].kill()
         assert not made.coordinator.all("finished"), "the kills were to happen mid-run"
-        killed_at = len(made.coordinator.messages)
-        made.restart(victim)
-        made.coordinator.wait_for("record", 20, lambda m: event(m) == "joined", after=killed_at)
+        joined(made, victim)
         time.sleep(float(chance.uniform(0.05, 0.4)))
     finished = made.finished(run)
     check_that_nothing_is_lost(made, finished, alone("adagrad", count=epochs * 45))
