@@ -75,7 +75,6 @@ class Rounds:
         self._free = list(parameters.buffers)
         self._version = 0  # updates in the parameters in hand
         self._fetch = False  # them as they are now, whatever becomes of the job that said so
-        self._seen_finite = False
         self._pause_s = PAUSE_S[0]
 
     # ── orders ──
@@ -209,14 +208,11 @@ class Rounds:
             self._end_sum(job, buffer)
 
     def _end_sum(self, job: Job, buffer: Buffer) -> None:
-        """Where it is not finite, the parameters are a trial's that leads nowhere, and the search
-        turns back; or they are the first ones, and no good: then it has never been finite."""
-        if job.finite and all_finite(buffer.flat):
-            self._seen_finite = True
-            return
-        buffer.flat[:] = 0.0
-        job.counts.loss_sum = math.inf
-        job.streak = 0 if self._seen_finite else max(1, self._computing.streak)
+        """Where it is not finite, the parameters are a trial's that leads nowhere: the search turns
+        back, and the run has not diverged."""
+        if not (job.finite and all_finite(buffer.flat)):
+            buffer.flat[:] = 0.0
+            job.counts.loss_sum = math.inf
 
     # ── rounds ──
 

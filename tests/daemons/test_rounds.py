@@ -386,15 +386,6 @@ def test_a_trial_that_is_not_finite_is_contributed_as_zeros_with_an_infinite_los
     assert np.isfinite(run.values()).all()
 
 
-def test_parameters_that_were_never_any_good_are_a_reason_to_end_the_run() -> None:
-    run = Rounds("sandblaster", rows=50)
-    run.poison = {1, 2, 3}
-    for part in range(3):
-        run.hand_out(part + 1, start=50 * part, stop=50 * part + 50, part=part)
-    run.work()
-    assert [report.nonfinite_streak for report in run.reports] == [1, 2, 3]
-
-
 def test_a_sum_that_overflows_is_not_finite() -> None:
     """Each piece is; the shards would refuse the sum."""
     run = Rounds("sandblaster", rows=50)

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dsgd_cli.daemons import rounds
 from dsgd_cli.daemons.computing import Computing, Counts, quiet
 from dsgd_cli.daemons.parameters import Parameters
 from dsgd_cli.daemons.rounds import Job, Rounds
@@ -494,8 +493,8 @@ class Simulation:
         parameters.pull()
         worker.computing = Computing(self.material, 0)
 
-        def say(task: int, done_upto: int, counts: Counts, round_: int) -> None:
-            about = {"nonfinite_streak": worker.computing.streak, "round": round_}
+        def say(task: int, done_upto: int, counts: Counts, streak: int, round_: int) -> None:
+            about = {"nonfinite_streak": streak, "round": round_}
             who = (worker.number, worker.incarnation)
             worker.said.append(e.Report(*who, task, done_upto, **asdict(counts), **about))
             worker.computed += counts.examples
@@ -736,7 +735,14 @@ def let_the_dead_keep_their_copies(patch: pytest.MonkeyPatch) -> None:
 
 
 def compute_with_the_parameters_of_the_last_pass(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rounds, "Job", lambda *job, at: Job(*job[:-1], fetch=False, at=at))
+    work = Rounds._work
+
+    def mutant(self: Rounds, body: Any) -> None:
+        fetch = self._fetch
+        work(self, body)
+        self._fetch = fetch
+
+    patch.setattr(Rounds, "_work", mutant)
 
 
 def drop_the_fetch_with_the_portion(patch: pytest.MonkeyPatch) -> None:
@@ -744,7 +750,7 @@ def drop_the_fetch_with_the_portion(patch: pytest.MonkeyPatch) -> None:
 
     def mutant(self: Rounds, task_id: int) -> None:
         drop(self, task_id)
-        self._stale = False
+        self._fetch = False
 
     patch.setattr(Rounds, "_drop", mutant)
 
@@ -788,10 +794,9 @@ def take_a_trial_too_far_for_the_end(patch: pytest.MonkeyPatch) -> None:
     sum_ = Rounds._sum
 
     def mutant(self: Rounds, job: Job, buffer: Any, rows: int) -> None:
-        streak = self._computing.streak
         sum_(self, job, buffer, rows)
         if not job.finite:
-            self._computing.streak = streak + 1
+            job.streak = self._computing.streak
 
     patch.setattr(Rounds, "_sum", mutant)
 
