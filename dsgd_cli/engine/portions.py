@@ -72,9 +72,7 @@ class Portions:
         if since_s is not None:
             insort(self._took_s, now_s - since_s)
         del self._open[portion]
-        others = tuple(item.out)
-        item.out.clear()
-        return True, others
+        return True, tuple(item.out)
 
     def leave(self, worker: int) -> None:
         """The worker is gone: what it had, and nobody else has, is free."""

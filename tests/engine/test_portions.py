@@ -177,6 +177,13 @@ def test_a_copy_stays_out_when_the_other_dies() -> None:
     assert portions.free() == 1
 
 
+def test_who_comes_back_begins_where_there_is_most_to_do() -> None:
+    portions = Portions(10, 10)
+    assert [portions.next(0, 0.0), portions.next(1, 0.0)] == [0, 5]
+    portions.leave(0)
+    assert portions.next(0, 1.0) == 0, "it has lost what it had, and needs nothing that follows"
+
+
 @pytest.mark.parametrize("longer", [1, 2])
 def test_the_copy_is_of_what_is_out_for_longest(longer: int) -> None:
     portions = Portions(3, 3)

@@ -49,6 +49,9 @@ class Search:
         assert self.found is not None
         assert self.found.step == self.asked[-1] > 0.0
         assert (self.found.value, self.found.slope) == self.curve(self.found.step)
+        seen = [self.curve(step) for step in self.asked]
+        best = min(value for value, slope in seen if math.isfinite(value + slope))
+        assert self.found.value <= best + 2.0 * self.slack, "it has seen better"
         return self.found
 
     def decreases(self) -> bool:
@@ -175,6 +178,19 @@ def test_where_a_curve_falls_ever_faster_it_goes_on() -> None:
     search = Search(falls, 1.0)
     assert search.decreases()
     assert search.is_flat()
+
+
+def test_behind_a_rise_it_turns_back() -> None:
+    """At 4 it is lower than at the start, and goes down again; but at 1 it was lower."""
+
+    def valley(t: float) -> tuple[float, float]:
+        if t <= 1.0:
+            return -t, -1.0
+        return ((t - 2.0) ** 2 - 2.0, 2.0 * (t - 2.0)) if t < 3.0 else (3.1 - t, -1.0)
+
+    search = Search(valley, 1.0)
+    assert search.asked[:2] == [1.0, 4.0]
+    assert 1.0 < search.accepted.step < 3.0
 
 
 def test_a_curve_without_an_end_is_followed_for_a_while() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import pytest
 from scipy.optimize import minimize
 
 from dsgd_cli.engine import optimizers
-from dsgd_cli.engine.algorithms.line_search import Trial, wolfe
+from dsgd_cli.engine.algorithms.line_search import TRIALS, Trial, wolfe
 from dsgd_cli.engine.algorithms.search import STILL, Compute, Pass, Passed, Settings, Step, search
 from dsgd_cli.engine.layout import cut, flatten, unflatten
 from dsgd_cli.engine.shard import Shard
@@ -134,40 +135,84 @@ class Run:
         return Passed(total, n, self.passes, self.parts)
 
 
-def two_loops(g: Vector, pairs: list[tuple[Vector, Vector]]) -> Vector:
-    """Nocedal and Wright, "Numerical Optimization", algorithm 7.4; the oldest pair first."""
-    q, alphas = g.copy(), []
-    for s, y in reversed(pairs):
-        alphas.append((s @ q) / (s @ y))
-        q -= alphas[-1] * y
-    if pairs:
-        s, y = pairs[-1]
-        q *= (s @ y) / (y @ y)
-    for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
-        q += (alpha - (y @ q) / (s @ y)) * s
-    return -q
+class TwoLoops:
+    """Nocedal and Wright, "Numerical Optimization", algorithm 7.4."""
+
+    curvature = 0.9
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self.pairs: list[tuple[Vector, Vector]] = []  # the oldest first
+
+    def next(self, g: Vector) -> tuple[Vector, float]:
+        """The direction, and the first step along it."""
+        q, alphas, pairs = g.copy(), [], self.pairs[-self.memory :]
+        for s, y in reversed(pairs):
+            alphas.append((s @ q) / (s @ y))
+            q -= alphas[-1] * y
+        if pairs:
+            s, y = pairs[-1]
+            q *= (s @ y) / (y @ y)
+        for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
+            q += (alpha - (y @ q) / (s @ y)) * s
+        return -q, 1.0 if pairs else min(1.0, 1.0 / float(np.linalg.norm(g)))
+
+    def learn(self, step: float, d: Vector, g: Vector, gt: Vector) -> None:
+        self.pairs.append((step * d, gt - g))
 
 
-def textbook(problem: Problem, memory: int, l2: float = L2) -> Iterator[tuple[float, Vector]]:
-    """L-BFGS with whole vectors, and the same line search."""
-    x, pairs = problem.first, list[tuple[Vector, Vector]]()
-    loss, g = problem.with_l2(x, l2)
+class Conjugate:
+    """The same, algorithm 5.4 with equation 5.45. `steepest`: along the gradient."""
+
+    def __init__(self, steepest: bool = False) -> None:
+        self.steepest = steepest
+        self.curvature = 0.9 if steepest else 0.1
+        self.d: Vector | None = None
+        self.beta = 0.0
+        self.gain: float | None = None  # of the last step, to first order
+
+    def next(self, g: Vector) -> tuple[Vector, float]:
+        d = -g if self.d is None or self.beta == 0.0 else self.beta * self.d - g
+        if d @ g >= 0.0:
+            d = -g
+        if self.gain is None:
+            return d, min(1.0, 1.0 / float(np.linalg.norm(g)))
+        return d, self.gain / float(g @ d)
+
+    def learn(self, step: float, d: Vector, g: Vector, gt: Vector) -> None:
+        self.d, self.gain = d, step * float(g @ d)
+        self.beta = 0.0 if self.steepest else max(0.0, float(gt @ (gt - g) / (g @ g)))
+
+
+def textbook(problem: Problem, rule: TwoLoops | Conjugate) -> Iterator[tuple[float, Vector]]:
+    """With whole vectors, and the same line search."""
+    x = problem.first
+    loss, g = problem.with_l2(x)
     while True:
         yield loss, x
-        d = two_loops(g, pairs[-memory:])
-        first = 1.0 if pairs else min(1.0, 1.0 / float(np.linalg.norm(g)))
-        trials = wolfe(loss, float(g @ d), first)
+        d, first = rule.next(g)
+        trials = wolfe(loss, float(g @ d), first, rule.curvature)
         step = next(trials)
         found: Trial | None = None
         while found is None:
-            there, gt = problem.with_l2(x + step * d, l2)
+            there, gt = problem.with_l2(x + step * d)
             try:
                 step = trials.send((there, float(gt @ d)))
             except StopIteration as end:
                 found = end.value
                 assert found is not None
-        pairs.append((step * d, gt - g))
+        rule.learn(step, d, g, gt)
         x, loss, g = x + step * d, there, gt
+
+
+def compare(ours: Run, expected: Iterator[tuple[float, Vector]], count: int) -> None:
+    """The first steps are the same."""
+    pairs = islice(zip(ours.steps(), expected, strict=False), count)
+    for number, ((step, x), (loss, right)) in enumerate(pairs):
+        assert step.number == number
+        assert step.loss == pytest.approx(loss, rel=1e-11)
+        assert np.linalg.norm(x - right) <= 1e-8 * np.linalg.norm(right), f"step {number}"
+    assert number == count - 1
 
 
 @pytest.fixture(scope="module")
@@ -190,13 +235,7 @@ def optimum(problem: Problem) -> float:
 @pytest.mark.parametrize("memory", [1, 4, 10])
 def test_iterates_are_the_textbooks(problem: Problem, shards: int, memory: int) -> None:
     settings = Settings(memory=memory, l2=L2, tolerance=0.0, noise=0.0)
-    ours = Run(problem, settings, shards).steps()
-    for number, ((step, x), (loss, expected)) in enumerate(
-        islice(zip(ours, textbook(problem, memory), strict=False), 36)
-    ):
-        assert step.number == number
-        assert step.loss == pytest.approx(loss, rel=1e-11)
-        assert np.linalg.norm(x - expected) <= 1e-8 * np.linalg.norm(expected), f"step {number}"
+    compare(Run(problem, settings, shards), textbook(problem, TwoLoops(memory)), 36)
 
 
 def test_the_optimum_is_scipys(problem: Problem, optimum: float) -> None:
@@ -243,6 +282,13 @@ def test_a_quadratic_of_two_dimensions_is_done_in_a_few_steps() -> None:
 
 
 # ── the others ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("method", ["conjugate_gradient", "gradient_descent"])
+def test_their_iterates_are_the_textbooks(problem: Problem, method: str) -> None:
+    settings = Settings(method, l2=L2, tolerance=0.0, noise=0.0)
+    rule = Conjugate(steepest=method == "gradient_descent")
+    compare(Run(problem, settings, 2), textbook(problem, rule), 30)
 
 
 def test_conjugate_gradients_reach_the_same_optimum(problem: Problem, optimum: float) -> None:
@@ -320,6 +366,24 @@ def test_a_gradient_that_leads_nowhere_ends_it_where_it_was(method: str) -> None
     assert run.ended == "no step along the gradient decreases the loss any further"
     np.testing.assert_array_equal(run.x, right.first)
     np.testing.assert_array_equal(x, right.first)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "conjugate_gradient"])
+def test_after_a_direction_that_leads_nowhere_comes_the_gradient(method: str) -> None:
+    """For as long as a search may take there is no loss, wherever it looks."""
+    right, passes = least_squares(), itertools.count(1)
+
+    def loss(x: Vector, rows: slice) -> tuple[float, Vector]:
+        if next(passes) in range(9, 9 + TRIALS + 1):
+            return math.inf, np.zeros_like(x)
+        return right.loss(x, rows)
+
+    run = Run(Problem(loss, right.first, right.examples), Settings(method, tolerance=1e-6), parts=1)
+    losses = [step.loss for step, _ in run.steps()]
+    directions = [op for op in run.asked if isinstance(op, Combine) and op.out == "d"]
+    assert directions.count(Combine("d", ((-1.0, "g"),))) >= 2
+    assert all(after < before for before, after in pairwise(losses))
+    assert run.ended == "no gradient is larger than 1e-06"
 
 
 def test_a_loss_that_is_not_finite_ends_it() -> None:
