@@ -95,10 +95,11 @@ class World(RuleBasedStateMachine):
         assert self.portions.complete
 
 
-World.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
+World.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestWorld = World.TestCase
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 40))
 def test_portions_are_a_partition(examples: int, count: int) -> None:
     portions = Portions(examples, count)
@@ -111,6 +112,7 @@ def test_portions_are_a_partition(examples: int, count: int) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 60), st.integers(0, 2**32))
 def test_whoever_does_them_in_whatever_order_it_ends(workers: int, count: int, seed: int) -> None:
     rng, portions = random.Random(seed), Portions(count, count)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsgd_cli.engine import optimizers
@@ -289,6 +289,7 @@ lists = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(lists)
 def test_operations_survive_the_wire_exactly(ops: list[Op]) -> None:
     there = from_json(json.loads(json.dumps(as_json(ops))))

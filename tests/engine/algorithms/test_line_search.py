@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dsgd_cli.engine.algorithms.line_search import ARMIJO, CURVATURE, TRIALS, Trial, wolfe
@@ -103,6 +103,7 @@ firsts = magnitude(1e-4, 1e4)
 not_numbers = st.sampled_from([math.inf, -math.inf, math.nan])
 
 
+@settings(deadline=None)
 @given(magnitude(1e-6, 1e6), magnitude(1e-3, 1e3), firsts, curvatures)
 def test_quadratics(scale: float, best: float, first: float, curvature: float) -> None:
     search = Search(quadratic(scale, best), first, curvature)
@@ -110,6 +111,7 @@ def test_quadratics(scale: float, best: float, first: float, curvature: float) -
     assert search.is_flat()
 
 
+@settings(deadline=None)
 @given(magnitude(1e-3, 1e3), magnitude(1e-2, 1e2), magnitude(1e-3, 1e3), firsts, curvatures)
 def test_quartics(scale: float, best: float, square: float, first: float, curvature: float) -> None:
     search = Search(quartic(scale, best, square), first, curvature)
@@ -117,6 +119,7 @@ def test_quartics(scale: float, best: float, square: float, first: float, curvat
     assert search.is_flat()
 
 
+@settings(deadline=None)
 @given(
     st.floats(0.01, 10.0),
     st.floats(-5.0, 5.0),
@@ -142,6 +145,7 @@ def test_several_minima(
     assert search.is_flat()
 
 
+@settings(deadline=None)
 @given(magnitude(0.1, 10.0), magnitude(1e-2, 1e2), firsts, not_numbers, not_numbers)
 def test_what_is_no_number_is_too_far(
     best: float, at: float, first: float, value: float, slope: float
@@ -154,6 +158,7 @@ def test_what_is_no_number_is_too_far(
         assert search.is_flat()
 
 
+@settings(deadline=None)
 @given(magnitude(0.1, 10.0), magnitude(1e-2, 1e2), firsts)
 def test_a_slope_that_is_no_number_is_too_far(best: float, at: float, first: float) -> None:
     """A gradient may overflow where the loss does not; it would be of no use for the next step."""
@@ -207,6 +212,7 @@ def test_nothing_is_found_where_nothing_decreases(first: float, value: float) ->
     assert search.found is None
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), magnitude(1e-12, 1e-9), magnitude(0.1, 10.0))
 def test_noise_within_the_slack_does_not_end_it(seed: int, away: float, first: float) -> None:
     """So near to the minimum all values are the same but for rounding; the slope still tells."""
