@@ -75,6 +75,7 @@ class Synchronous:
     _step: int = 1
     _round: int = 1
     _batches: dict[int, Batch] = field(default_factory=dict)  # by task
+    _held: dict[int, list[Batch]] = field(default_factory=dict)  # by worker, of those who are here
     _waiting: list[int] = field(default_factory=list)  # tasks that have claimed, in order
     _here: set[int] = field(default_factory=set)
     _updates: int = 0  # that are made
@@ -115,7 +116,7 @@ class Synchronous:
         self._away.discard(worker)
         self._drop = [late for late in self._drop if late.worker != worker]
         left: Left = ()
-        for batch in self._of(worker):
+        for batch in self._held.pop(worker, []):
             batch.gone = True
             if not (self._in_step(batch) and (batch.reported or self._committing)):
                 left += self._forget(batch)
@@ -127,7 +128,7 @@ class Synchronous:
         self.queue.put_back(left)
 
     def withdraw(self, worker: int) -> None:
-        for batch in self._of(worker):
+        for batch in tuple(self._of(worker)):
             if not (self._in_step(batch) and self._committing):
                 self.queue.put_back(self._forget(batch))
 
@@ -192,7 +193,7 @@ class Synchronous:
     def _stepped(self) -> None:
         """The step is made: its batches count, and whoever waits was too late."""
         for batch in self._parts():
-            del self._batches[batch.task.id]
+            self._remove(batch)
             self._steps += 1
             task = batch.task
             self._complete += self.queue.report(OWNER, task.id, task.stop, _rows(batch), 0.0)
@@ -271,10 +272,11 @@ class Synchronous:
         """Returns whether somebody is free for this step and nothing is left for him."""
         short = len(members) < self.needed
         for step in (self._step, self._step + 1):
-            while free := [m for m in members if self._is_free(m.worker, step, short)]:
-                member = min(free, key=lambda m: (len(self._of(m.worker)), m.turn))
-                if self._has_enough(step, short):
+            while not self._has_enough(step, short):
+                free = [m for m in members if self._is_free(m.worker, step, short)]
+                if not free:
                     break
+                member = min(free, key=lambda m: (len(self._of(m.worker)), m.turn))
                 if self._pending:  # they come first, so that the steps stay what they are
                     return False
                 allowed = self._batches_allowed(reached)
@@ -296,6 +298,7 @@ class Synchronous:
 
     def _work(self, task: Task, worker: int, step: int, now_s: float) -> Work:
         batch = self._batches[task.id] = Batch(task, worker, step, now_s)
+        self._held.setdefault(worker, []).append(batch)
         if self.backups == 0 and step == self._step:
             batch.part = self._next_part(step)
         needs = self._updates + step - self._step
@@ -343,8 +346,13 @@ class Synchronous:
 
     # ── the pieces ─────────────────────────────────────────────────────────────────────────────
 
-    def _of(self, worker: int) -> list[Batch]:
-        return [b for b in self._batches.values() if b.worker == worker and not b.gone]
+    def _of(self, worker: int) -> Sequence[Batch]:
+        return self._held.get(worker, ())
+
+    def _remove(self, batch: Batch) -> None:
+        del self._batches[batch.task.id]
+        if not batch.gone:
+            self._held[batch.worker].remove(batch)
 
     def _of_step(self, step: int) -> list[Batch]:
         return [batch for batch in self._batches.values() if batch.step == step]
@@ -399,8 +407,9 @@ class Synchronous:
 
     def _forget(self, batch: Batch) -> tuple[Remainder, ...]:
         """Out of the step, whatever it was in it; its positions are nobody's now."""
-        if self._batches.pop(batch.task.id, None) is None:
+        if batch.task.id not in self._batches:
             return ()
+        self._remove(batch)
         if batch.task.id in self._waiting:
             self._waiting.remove(batch.task.id)
         if self._in_step(batch):
@@ -417,7 +426,7 @@ class Synchronous:
             self._again = True
         for batch in self._parts():
             batch.reported = False
-            if batch.gone:  # it cannot contribute again
+            if batch.gone:  # it cannot contribute again; of this round it has not even heard
                 self.queue.put_back(self._forget(batch))
 
     def _begin_round(self) -> None:
