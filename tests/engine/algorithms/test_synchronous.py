@@ -28,7 +28,7 @@ from dsgd_cli.engine.algorithms.base import Left, Reached
 from dsgd_cli.engine.algorithms.synchronous import Batch, Synchronous
 from dsgd_cli.engine.optimizers import Optimizer
 from dsgd_cli.engine.shard import Fenced, RoundOver, Shard
-from dsgd_cli.engine.tasks import Task
+from dsgd_cli.engine.tasks import EPOCHS_AHEAD, Task
 from dsgd_cli.engine.training import Phase, Training
 
 Vector = np.ndarray[Any, Any]
@@ -714,6 +714,16 @@ def overrun_max_steps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Synchronous, "_batches_allowed", mutant)
 
 
+def make_a_short_step_of_few_examples(patch: pytest.MonkeyPatch) -> None:
+    begin = Synchronous.__post_init__
+
+    def mutant(self: Synchronous) -> None:
+        begin(self)
+        self.queue.ahead = EPOCHS_AHEAD
+
+    patch.setattr(Synchronous, "__post_init__", mutant)
+
+
 def believe_the_newest_streak(patch: pytest.MonkeyPatch) -> None:
     """Of the worker, whatever it has computed since."""
     report = Synchronous.report
@@ -756,6 +766,7 @@ def add_to_the_sums_of_the_last_round(patch: pytest.MonkeyPatch) -> None:
         clip_each_update,
         count_what_is_reported,
         overrun_max_steps,
+        make_a_short_step_of_few_examples,
         believe_the_newest_streak,
         add_to_the_sums_of_the_last_round,
     ],
