@@ -197,6 +197,13 @@ def test_a_clipped_step_is_that_of_one_process(formed: Cluster) -> None:
     assert distance(finished, alone()) > 1e-2
 
 
+@pytest.mark.parametrize("formed", [2], indirect=True)
+def test_in_float32_only_its_rounding_is_left(formed: Cluster) -> None:
+    train = train_of("adam", max_steps=STEPS * WORKERS) | {"dtype": "float32"}
+    finished = formed.finished(formed.run(train))
+    assert distance(finished, alone("adam")) <= 1e-6  # measured: 2.5e-7
+
+
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Cluster]:
     """Two workers: an epoch's 45 batches are no whole number of steps."""
