@@ -154,14 +154,15 @@ CHANNELS: dict[str, dict[str, Any]] = {
     "grpc": {"name": "grpc", "options": {}},
 }
 SHARDS = (1, 2, 3)
-# Each optimizer over each channel, and both with each number of shards; all of them are slow.
-PAIRS = {
-    (SHARDS[(row + column) % len(SHARDS)], optimizer, channel)
+# Each optimizer over two of the channels, each channel with two of the optimizers, and all with one
+# of the numbers of shards or another; whatever else can be combined is slow.
+QUICK = {
+    (SHARDS[(row + 2 * next_to) % len(SHARDS)], optimizer, tuple(CHANNELS)[(row + next_to) % 4])
     for row, optimizer in enumerate(RULES)
-    for column, channel in enumerate(CHANNELS)
+    for next_to in (0, 1)
 }
 ALL = [
-    pytest.param(*case, marks=() if case in PAIRS else pytest.mark.slow)
+    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
     for case in itertools.product(SHARDS, RULES, CHANNELS)
 ]
 
@@ -257,7 +258,7 @@ def test_a_worker_killed_while_a_shard_stands_still_changes_nothing(
 ) -> None:
     """So some shards have its gradient, or their commit, and one has not: all or nothing."""
     made = new_cluster(servers=3, workers=WORKERS)
-    run = made.run(train_of("adagrad", max_epochs=60))
+    run = made.run(train_of("adagrad", max_epochs=50))
     made.coordinator.wait_for("progress")
     for victim, still in ((1, 2), (2, 0)):
         server = made.children[f"server/{still}"].popen
@@ -268,7 +269,7 @@ def test_a_worker_killed_while_a_shard_stands_still_changes_nothing(
         assert not made.coordinator.all("finished"), "the kill was to happen mid-run"
         joined(made, victim)
     finished = made.finished(run)
-    check_that_nothing_is_lost(made, finished, alone("adagrad", count=60 * 45))
+    check_that_nothing_is_lost(made, finished, alone("adagrad", count=50 * 45))
     assert [len(of_worker(made, worker, "lost")) for worker in range(WORKERS)] == [0, 1, 1]
 
 
