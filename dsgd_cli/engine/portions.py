@@ -3,6 +3,8 @@
 Source: J. Dean et al., "Large Scale Distributed Deep Networks", NIPS 2012, section 4.2: portions
 are much smaller than a worker's share, so that fast workers do more of them, and near the end of a
 pass the portions that are still out are given to a second worker; the first copy to be done counts.
+A copy is given to who will have done it well before the one who has it, as far as their paces say,
+or when that one is overdue.
 
 Invariant: a portion is free, out (with one or two workers), or done; once done it stays done. A
 worker gets what follows on its last portion where that is free: it has those examples at hand. This
@@ -11,12 +13,13 @@ module knows workers by number only and no clock but the one that it is told.
 
 from __future__ import annotations
 
-from bisect import insort
+import math
+import statistics
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-COPIES = 2  # of a portion at a time
-LATE = 1.5  # times the median: then a portion may be given out again
+LATE = 1.5  # times as long as it should take: then a portion may be given out again
+MEMORY = 0.2  # of a pace: the weight of the newest portion
 
 
 @dataclass(slots=True)
@@ -26,16 +29,43 @@ class _Portion:
     out: dict[int, float] = field(default_factory=dict)  # worker -> since when
 
 
+@dataclass(slots=True)
+class Paces:
+    """Seconds that a portion takes each worker, from pass to pass."""
+
+    _seconds: dict[int, float] = field(default_factory=dict)
+    _free_s: dict[int, float] = field(default_factory=dict)  # when it did its last portion
+
+    def done(self, worker: int, since_s: float, now_s: float) -> None:
+        """It has done a portion, which it was given at `since_s`, perhaps behind another."""
+        took_s = now_s - self.begins(worker, since_s)
+        usual_s = self._seconds.get(worker, took_s)
+        self._seconds[worker] = usual_s + MEMORY * (took_s - usual_s)
+        self._free_s[worker] = now_s
+
+    def begins(self, worker: int, since_s: float) -> float:
+        """When it began, or begins, with what it was given at `since_s`."""
+        return max(since_s, self._free_s.get(worker, since_s))
+
+    def of(self, worker: int) -> float | None:
+        """What is usual for it, or for the others, if that is known."""
+        known = self._seconds.get(worker)
+        return known if known is not None or not self._seconds else self.median()
+
+    def median(self) -> float:
+        return statistics.median(self._seconds.values())
+
+
 class Portions:
     """Of one pass. Portions are numbered from 0 in the order of the examples."""
 
-    def __init__(self, examples: int, count: int) -> None:
+    def __init__(self, examples: int, count: int, paces: Paces | None = None) -> None:
         count = min(count, examples)
         ends = [examples * part // count for part in range(count + 1)]
         self._portions = [_Portion(start, stop) for start, stop in pairwise(ends)]
         self._last: dict[int, int] = {}  # worker -> its newest portion
         self._open = dict(enumerate(self._portions))  # those that are not done
-        self._took_s: list[float] = []  # in order
+        self._paces = paces if paces is not None else Paces()
 
     @property
     def count(self) -> int:
@@ -67,10 +97,10 @@ class Portions:
         """(whether this copy is the one that counts, the workers whose copies do not)."""
         item = self._portions[portion]
         since_s = item.out.pop(worker, None)
+        if since_s is not None:
+            self._paces.done(worker, since_s, now_s)
         if portion not in self._open:
             return False, ()
-        if since_s is not None:
-            insort(self._took_s, now_s - since_s)
         del self._open[portion]
         return True, tuple(item.out)
 
@@ -102,14 +132,31 @@ class Portions:
         return start if start == 0 else start + length // 2
 
     def _late_for(self, worker: int, now_s: float) -> int | None:
-        """The portion that is out for longest, if that is too long; never the worker's own."""
-        if not self._took_s:
+        """The portion that is done last if nobody helps, where this worker would be much faster."""
+        mine_s = self._paces.of(worker)
+        if mine_s is None:
             return None
-        bound_s = LATE * self._took_s[len(self._took_s) // 2]
+        held: dict[int, list[tuple[float, int]]] = {}  # worker -> what it has: since when, number
+        for number, item in self._open.items():
+            for holder, since_s in item.out.items():
+                held.setdefault(holder, []).append((since_s, number))
         late = [
-            (now_s - min(item.out.values()), -number)
+            (left_s, now_s - since_s, -number)
             for number, item in self._open.items()
-            if item.out and worker not in item.out and len(item.out) < COPIES
+            if len(item.out) == 1 and worker not in item.out
+            for holder, since_s in item.out.items()
+            if (left_s := self._left_s(holder, number, sorted(held[holder]), now_s)) > LATE * mine_s
         ]
-        longest_s, number = max(late, default=(0.0, 0))
-        return -number if late and longest_s > bound_s else None
+        return -max(late)[2] if late else None
+
+    def _left_s(
+        self, holder: int, portion: int, held: list[tuple[float, int]], now_s: float
+    ) -> float:
+        """How long it will be, as far as the pace of who has it says; overdue: for ever."""
+        pace_s = self._paces.of(holder)
+        assert pace_s is not None
+        begins_s = self._paces.begins(holder, held[0][0])
+        takes_s = pace_s * (1 + [number for _, number in held].index(portion))  # in their order
+        if now_s > begins_s + LATE * takes_s:
+            return math.inf
+        return begins_s + takes_s - now_s

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from dsgd_cli.engine.portions import COPIES, LATE, Portions
+from dsgd_cli.engine.portions import LATE, Paces, Portions
 
 LONG_S = 1e6
 WORKERS = st.integers(0, 3)
@@ -48,7 +48,7 @@ class World(RuleBasedStateMachine):
             assert portion in free, "a second copy while others have not begun"
             follows = self.last.get(worker, -2) + 1
             assert follows not in free or portion == follows
-        assert len(self.holders(portion)) < COPIES
+        assert len(self.holders(portion)) < 2
         self.held.setdefault(worker, set()).add(portion)
         self.last[worker] = portion
 
@@ -194,3 +194,41 @@ def test_the_copy_is_of_what_is_out_for_longest(longer: int) -> None:
     since = {1: 2.0, 2: 2.0} | {longer: 1.0}
     taken = {worker: portions.next(worker, since[worker]) for worker in (longer, 3 - longer)}
     assert portions.next(0, 50.0) == taken[longer]
+
+
+def world_of(paces: dict[int, float], portions: int) -> Portions:
+    """Nobody has anything; all begin at 0 s."""
+    known = Paces()
+    for worker, pace_s in paces.items():
+        known.done(worker, -pace_s, 0.0)
+    return Portions(portions, portions, known)
+
+
+def test_what_a_slow_worker_will_do_last_is_done_by_a_fast_one_at_once() -> None:
+    portions = world_of({0: 1.0, 1: 5.0}, 2)
+    assert [portions.next(1, 0.0), portions.next(1, 0.0)] == [0, 1]
+    assert portions.next(0, 0.0) == 1, "the one that would be done after 10 s"
+    assert portions.next(0, 0.0) == 0, "and then the one that would be done after 5 s"
+
+
+def test_a_slow_worker_does_nothing_again_that_is_about_to_be_done() -> None:
+    portions = world_of({0: 1.0, 1: 5.0}, 2)
+    assert [portions.next(0, 0.0), portions.next(0, 0.0)] == [0, 1]
+    assert portions.next(1, 0.0) is None
+    assert portions.next(1, 1.4) is None
+    assert portions.next(1, 3.1) == 0, "overdue: who knows when it will be"
+
+
+def test_a_pace_is_known_from_pass_to_pass_and_leaves_out_what_was_waited_for() -> None:
+    paces = Paces()
+    first = Portions(2, 2, paces)
+    assert paces.of(0) is None
+    for _ in range(2):
+        first.next(0, 0.0)
+    first.done(0, 0, 1.0)
+    first.done(0, 1, 2.0)
+    assert paces.of(0) == paces.of(1) == 1.0
+    second = Portions(2, 2, paces)
+    assert second.next(1, 10.0) is not None
+    assert second.next(1, 10.0) is not None
+    assert second.next(0, 10.0) is not None

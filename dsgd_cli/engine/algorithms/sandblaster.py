@@ -29,12 +29,11 @@ from dsgd_cli.engine.events import (
     Work,
 )
 from dsgd_cli.engine.members import Member
-from dsgd_cli.engine.portions import Portions
+from dsgd_cli.engine.portions import Paces, Portions
 from dsgd_cli.engine.tasks import EpochRecord, Task
 from dsgd_cli.engine.vectors import PARAMETERS, Combine, Op
 
 HELD = 2  # portions of a worker: the one in hand and the next
-MEMORY = 0.2  # of how long a portion takes: the weight of the newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,6 @@ class Copy:
     worker: int
     portion: int
     round: int
-    since_s: float
 
 
 class Sandblaster:
@@ -68,7 +66,7 @@ class Sandblaster:
         self._fetched: dict[int, int] = {}  # worker -> round of its parameters
         self._away: set[int] = set()
         self._drop: list[Late] = []
-        self._usual_s: dict[int, float] = {}
+        self._paces = Paces()
         self._stepped = 0
         self._passes = 0
         self._complete: list[EpochRecord] = []
@@ -116,8 +114,7 @@ class Sandblaster:
         return any(copy.worker == worker for copy in self._copies.values())
 
     def batch_s(self, worker: int) -> float | None:
-        known = self._usual_s.get(worker)
-        return known if known is not None else min(self._usual_s.values(), default=None)
+        return self._paces.of(worker)
 
     # ── what happened ──────────────────────────────────────────────────────────────────────────
 
@@ -130,9 +127,6 @@ class Sandblaster:
         if report.done_upto < copy.task.stop:
             return
         del self._copies[report.task_id]
-        took_s, usual_s = now_s - copy.since_s, self._usual_s.get(copy.worker)
-        weight = 1.0 if usual_s is None else MEMORY
-        self._usual_s[copy.worker] = (usual_s or 0.0) * (1 - weight) + took_s * weight
         if self._portions is None or copy.round != self._round:
             return
         counts, others = self._portions.done(copy.worker, copy.portion, now_s)
@@ -200,7 +194,7 @@ class Sandblaster:
         if self._portions is None:
             self._round += 1
             self._loss = 0.0
-            self._portions = Portions(self._examples, self._portion_count)
+            self._portions = Portions(self._examples, self._portion_count, self._paces)
         free = [m for m in members if m.worker not in self._away and m.worker in self._fetched]
         held = Counter(copy.worker for copy in self._copies.values())
         while hungry := [m for m in free if held[m.worker] < HELD]:
@@ -215,7 +209,7 @@ class Sandblaster:
     def _work(self, portions: Portions, worker: int, portion: int, now_s: float) -> Work:
         self._last_task += 1
         task = Task(self._last_task, self._passes + 1, *portions.bounds(portion))
-        self._copies[task.id] = Copy(task, worker, portion, self._round, now_s)
+        self._copies[task.id] = Copy(task, worker, portion, self._round)
         fetch = self._fetched[worker] != self._round
         self._fetched[worker] = self._round
         return Work(worker, task, self._round, portion, fetch=fetch)

@@ -233,6 +233,7 @@ class Simulation:
         self.ids = itertools.count()
         self.jobs: deque[e.Decision] = deque()
         self.workers: dict[int, Worker] = {}  # the sessions that the coordinator knows
+        self.hung = 0  # for ever
         self.incarnations: Counter[int] = Counter()
         self.steps: list[Step] = []
         self.decided: Counter[str] = Counter()
@@ -278,8 +279,10 @@ class Simulation:
             self.after(self.random.random() ** 2, lambda: fault(worker))
 
     def hang(self, worker: Worker) -> None:
-        """What it does next takes long, or for ever."""
-        worker.stalls_s = self.random.choice([0.1, 1.0, 5.0, math.inf])
+        """What it does next takes long, or, for two of them, for ever."""
+        stalls_s = self.random.choice([0.1, 1.0, 5.0, math.inf])
+        self.hung += math.isinf(stalls_s)
+        worker.stalls_s = stalls_s if self.hung <= 2 else 5.0
 
     def lose(self, worker: Worker) -> None:
         """Killed, or only cut off: a zombie goes on contributing until it is fenced."""
