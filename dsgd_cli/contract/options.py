@@ -194,6 +194,15 @@ class Csv(Options):
     test_fraction: Number = Field(default=0.2, gt=0, lt=1, description="part that is held out")
 
 
+class Svmlight(Options):
+    """Sparse text, `label index:value …`, as SVMlight and LIBSVM have it; made dense."""
+
+    features: Annotated[Whole, Field(ge=1, le=10**9)] | None = Field(
+        default=None, description="columns; default: as many as the largest index needs"
+    )
+    test_fraction: Number = Field(default=0.2, gt=0, lt=1, description="part that is held out")
+
+
 # ── algorithms ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -322,7 +331,11 @@ class Grpc(Options):
 
 MODELS: dict[str, type[BaseModel]] = {"mlp": Mlp, "softmax": Softmax}
 DATASETS: dict[str, type[BaseModel]] = {"digits": Digits}
-READERS: dict[str, type[BaseModel]] = {"npz": Npz, "csv": Csv}  # these take a path
+READERS: dict[str, type[BaseModel]] = {  # these take a path
+    "npz": Npz,
+    "csv": Csv,
+    "svmlight": Svmlight,
+}
 OPTIMIZERS: dict[str, type[BaseModel]] = {
     "sgd": Sgd,
     "momentum": Momentum,

@@ -79,6 +79,16 @@ ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,254}"
 MODULE = r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.[A-Za-z_][A-Za-z0-9_]{0,99}){0,20}"
 DURATION = r"^([0-9]+(\.[0-9]+)? *(ms|s|m|h|d) *)+$"  # for editors; `parse_duration` decides
 ON_HOST = "host:"  # in front of a path: it is on the hosts already
+# what a path is by the end of its name
+MODEL_SUFFIXES = {".py": "file"}
+DATA_SUFFIXES = {
+    ".py": "file",
+    ".npz": "npz",
+    ".csv": "csv",
+    ".svm": "svmlight",
+    ".svmlight": "svmlight",
+    ".libsvm": "svmlight",
+}
 
 
 # ── kinds of text ──────────────────────────────────────────────────────────────────────────────
@@ -332,24 +342,25 @@ class Workers(Tree):
 # ── training ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _reference(text: str, table: Table, suffixes: tuple[str, ...], what: str) -> dict[str, Any]:
+def _reference(text: str, table: Table, suffixes: Mapping[str, str], what: str) -> dict[str, Any]:
     """A string that names a built-in, a file or a module -> the long form without options."""
     on_host = text.startswith(ON_HOST)
     path = text.removeprefix(ON_HOST)
     _printable(text)
     if on_host and not path.startswith("/"):
         raise mistake(f"{show(text)} is not absolute", "write host:/path")
-    for suffix in suffixes:
+    for suffix, kind in suffixes.items():
         if path.endswith(suffix) and path.rpartition("/")[2] != suffix:
-            kind = "file" if suffix == ".py" else suffix[1:]
             return {"kind": kind, "path": path, "on_host": on_host}
     if on_host or "/" in path or path.startswith((".", "~")):
-        raise mistake(f"{show(text)} is not a {what}", f"its name must end with {suffixes[0]}")
+        hint = "its name must end with .py"
+        hint += " (or say what it is: {csv: path})" if len(suffixes) > 1 else ""
+        raise mistake(f"{show(text)} is not a {what}", hint)
     if path in table:
         return {"kind": "builtin", "name": path}
     if "." in path and re.fullmatch(MODULE, path):
         return {"kind": "module", "name": path}
-    hint = f"{did_you_mean(path, table)} (your own: path/to/{what}{suffixes[0]})"
+    hint = f"{did_you_mean(path, table)} (your own: path/to/{what}.py)"
     raise mistake(f"unknown {what} {show(text)}", hint)
 
 
@@ -397,7 +408,7 @@ class ModelRef(_Ref):
     @classmethod
     def _long(cls, value: object) -> object:
         if isinstance(value, str):
-            value = _reference(value, MODELS, (".py",), "model")
+            value = _reference(value, MODELS, MODEL_SUFFIXES, "model")
         elif isinstance(value, Mapping) and "kind" not in value:
             name, options = choice(MODELS, value, "model")
             value = {"kind": "builtin", "name": name, "options": options}
@@ -409,7 +420,7 @@ class ModelRef(_Ref):
 class DataRef(_Ref):
     """The data: a built-in, arrays, a table, a file or a module with a `load` function."""
 
-    kind: Literal["builtin", "npz", "csv", "file", "module"] = Field(
+    kind: Literal["builtin", "npz", "csv", "svmlight", "file", "module"] = Field(
         default="builtin", description="what it is"
     )
 
@@ -417,7 +428,7 @@ class DataRef(_Ref):
     @classmethod
     def _long(cls, value: object) -> object:
         if isinstance(value, str):
-            value = _reference(value, DATASETS, (".py", ".npz", ".csv"), "data")
+            value = _reference(value, DATASETS, DATA_SUFFIXES, "data")
         elif isinstance(value, Mapping) and "kind" not in value:
             value = _data_mapping(value)
         if not isinstance(value, Mapping):
@@ -532,8 +543,9 @@ class Train(Tree):
     data: DataRef = Field(
         default="digits",
         validate_default=True,
-        description="`digits`, `{npz: path}`, `{csv: path}`, `path/to/data.py`; a path is on this"
-        " machine and is sent along, `host:/path` is on the hosts already",
+        description="`digits`, `{npz: path}`, `{csv: path}`, `{svmlight: path}`,"
+        " `path/to/data.py`; a path is on this machine and is sent along, `host:/path` is on the"
+        " hosts already",
     )
     algorithm: Annotated[Algorithm, BeforeValidator(_algorithm)] = Field(
         default="downpour",

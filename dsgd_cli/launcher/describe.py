@@ -7,7 +7,8 @@ holds the two together. Nothing here validates.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -28,8 +29,10 @@ from dsgd_cli.contract.options import (
     Rule,
 )
 from dsgd_cli.contract.spec import (
+    DATA_SUFFIXES,
     MAX_SERVERS,
     MAX_WORKERS,
+    MODEL_SUFFIXES,
     ON_HOST,
     ClusterSpec,
     DataRef,
@@ -58,7 +61,6 @@ def json_schema() -> str:
             for name, definition in {model.__name__: own, **inner}.items():
                 definitions.setdefault(name, definition)
     text: Schema = {"type": "string"}
-    path: Schema = {**text, "pattern": r"(\.py|\.npz|\.csv)$|^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"}
     short: dict[str, list[Schema]] = {
         "Servers": [{"type": "integer", "minimum": 1, "maximum": MAX_SERVERS}],
         "Workers": [{"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}],
@@ -66,8 +68,13 @@ def json_schema() -> str:
         "Every": [text, {"type": "number", "exclusiveMinimum": 0}],
         "Work": [text],
         "Decay": [{"enum": list(DECAYS)}, *_choices(DECAYS)],
-        "ModelRef": [{"enum": list(MODELS)}, path, *_choices(MODELS)],
-        "DataRef": [{"enum": list(DATASETS)}, path, *_choices(DATASETS), *_readers(definitions)],
+        "ModelRef": [{"enum": list(MODELS)}, _path(MODEL_SUFFIXES), *_choices(MODELS)],
+        "DataRef": [
+            {"enum": list(DATASETS)},
+            _path(DATA_SUFFIXES),
+            *_choices(DATASETS),
+            *_readers(definitions),
+        ],
         "Optimizer": [{"enum": list(OPTIMIZERS)}, *_choices(OPTIMIZERS)],
         "Channel": [{"enum": list(CHANNELS)}, *_choices(CHANNELS)],
     }
@@ -88,6 +95,12 @@ def json_schema() -> str:
     schema["title"] = "A cluster of dsgd"
     _untitled(schema)
     return json.dumps(schema, indent=2)
+
+
+def _path(suffixes: Iterable[str]) -> Schema:
+    """A file by the end of its name, or a module."""
+    ends = "|".join(map(re.escape, suffixes))
+    return {"type": "string", "pattern": rf"({ends})$|^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"}
 
 
 def _choices(table: Mapping[str, type[BaseModel]]) -> Iterator[Schema]:

@@ -1,9 +1,9 @@
 """From a reference in the YAML to a `Model` or a `Dataset`, and the boundary to user code.
 
 A reference is `builtin` (name and options), `file` (a .py file), `module` (importable) or, for
-data, `npz` and `csv` (a path and options). Whatever user code raises, on import or when called,
-comes out of here as a UserCodeError with their part of the traceback. User code is imported once
-per process, with its own folder on sys.path, and nothing is written next to it.
+data, one of `readers.table` (a path and options). Whatever user code raises, on import or when
+called, comes out of here as a UserCodeError with their part of the traceback. User code is imported
+once per process, with its own folder on sys.path, and nothing is written next to it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from dsgd_cli.learning.checks import (
     check_names,
     check_shape,
 )
-from dsgd_cli.learning.datasets import DATASETS, READERS, Dataset
+from dsgd_cli.learning.datasets import DATASETS, Dataset
 from dsgd_cli.learning.models import MODELS, Functions
+from dsgd_cli.learning.readers.table import READERS
 
 Array: TypeAlias = NDArray[Any]
 Params: TypeAlias = Mapping[str, Array]

@@ -22,6 +22,7 @@ from dsgd_cli.contract.errors import UserCodeError
 Array: TypeAlias = NDArray[Any]
 Params: TypeAlias = Mapping[str, Array]
 
+MAX_CLASSES = 1_000_000
 EVALUATE_ROWS = 4096  # examples at a time, to bound the memory of an evaluation
 
 
@@ -139,6 +140,11 @@ def _classes(model: str, y: Array) -> int:
         )
     if y.min() < 0:
         raise UserCodeError(f"{model}: labels count from 0, and there is a {y.min()}")
+    if y.max() >= MAX_CLASSES:
+        raise UserCodeError(
+            f"{model}: there is a label {y.max()}, which would make {int(y.max()) + 1} classes",
+            remedy="number the classes from 0; is that column the label?",
+        )
     return int(y.max()) + 1
 
 

@@ -11,8 +11,9 @@ from pydantic import BaseModel
 
 from dsgd_cli.contract import options
 from dsgd_cli.engine.optimizers import COMMON, OPTIMIZERS, make
-from dsgd_cli.learning.datasets import DATASETS, READERS
+from dsgd_cli.learning.datasets import DATASETS
 from dsgd_cli.learning.models import MODELS
+from dsgd_cli.learning.readers.table import READERS
 
 TABLES: list[tuple[Mapping[str, type[BaseModel]], Mapping[str, Callable[..., Any]]]] = [
     (options.MODELS, MODELS),

@@ -91,6 +91,8 @@ VALID: list[dict[str, Any]] = [
     {"train": {"model": {"mlp": {"hidden": [1, 2]}}, "data": {"csv": "x", "label": "y"}}},
     {"train": {"model": {"mlp": None}, "data": {"npz": "host:/x", "test_fraction": 0.1}}},
     {"train": {"model": "lab.nets", "data": "host:/data.npz"}},
+    {"train": {"data": {"svmlight": "a9a", "features": 123}}},
+    {"train": {"data": "a.libsvm"}},
     {"train": {"optimizer": {"adam": {"beta1": 0.5}}, "algorithm": "downpour"}},
     {"train": {"algorithm": {"downpour": {"push_every": 2}}, "evaluate": {"every": "2 epochs"}}},
     {"train": {"until": {"accuracy": 0.9, "max_time": "10m", "max_steps": 5}}},

@@ -131,6 +131,7 @@ def test_init_reads_shapes_and_classes_from_the_example() -> None:
         (np.zeros(7), "wants a class number per example; y is float64 of shape"),
         (np.zeros((7, 4), int), r"y is int64 of shape \(7, 4\)"),
         (np.arange(7) - 1, "labels count from 0, and there is a -1"),
+        (np.arange(7) + 10**6, "there is a label 1000006, which would make 1000007 classes"),
     ],
 )
 def test_labels_that_are_not_class_numbers_are_refused(name: str, y: Array, message: str) -> None:

@@ -1,0 +1,175 @@
+"""Tables of text: one example a row, its label in one of the columns."""
+
+from __future__ import annotations
+
+import csv as csv_format
+import itertools
+import re
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dsgd_cli.contract.errors import UserCodeError
+from dsgd_cli.learning.datasets import Array, Dataset, class_numbers, hold_out
+
+NO_NUMBER = re.compile(r"could not convert string (.*) to float64 at row \d+, column (\d+)", re.S)
+OTHER_LENGTH = re.compile(r"the number of columns changed from (\d+) to (\d+)")
+
+
+def csv(
+    path: Path, label: str | int = -1, delimiter: str = ",", test_fraction: float = 0.2
+) -> Dataset:
+    """One example a row; a first row with text where the others have numbers names the columns.
+
+    `label` is the name or the position of the label's column, by default the last. Labels that are
+    whole numbers become class numbers as they are; texts are numbered in alphabetical order; other
+    numbers stay as they are.
+    """
+    head = _inspect(path, label, delimiter)
+    classes: dict[str, int] = {}
+    table = _table(path, head, delimiter, classes if head.texts else None)
+    with np.errstate(over="ignore"):  # infinity, which is refused
+        numbers = table.astype(np.float32)
+    _check_finite(path, head, numbers, table)
+    x = np.delete(numbers, head.label, axis=1)
+    return hold_out(path.name, x, _labels(table[:, head.label], classes), test_fraction)
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What the first two rows say."""
+
+    line: int  # of the names; 0: there are none
+    names: list[str]
+    columns: int
+    label: int
+    texts: bool  # labels are texts
+
+    def column(self, position: int) -> str:
+        name = self.names[position] if self.line and position < len(self.names) else ""
+        return f"column {name!r}" if name else f"column {position + 1}"
+
+
+def _inspect(path: Path, label: str | int, delimiter: str) -> _Head:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv_format.reader(file, delimiter=delimiter)
+            rows = (row for row in reader if row)
+            first = next(rows, [])
+            line = reader.line_num
+            second = next(rows, first)
+    except (OSError, UnicodeDecodeError, csv_format.Error) as error:
+        raise UserCodeError(f"{path.name}: not a readable .csv file: {error}") from error
+    if not first:
+        raise UserCodeError(f"{path.name}: the file is empty")
+    if len(first) < 2:
+        raise UserCodeError(
+            f"{path.name}: one column is not enough for examples and labels",
+            remedy=f"is {delimiter!r} the delimiter?",
+        )
+    if len(second) != len(first):
+        raise UserCodeError(
+            f"{path.name}: the first row has {len(first)} cells, the second {len(second)}"
+        )
+    names = [cell.strip() for cell in first]
+    column = _column(path, label, names)
+    texts = not _is_number(second[column])
+    header = isinstance(label, str) or (not texts and not _is_number(first[column]))
+    header = header or any(not _is_number(cell) for cell in first[:column] + first[column + 1 :])
+    return _Head(line if header else 0, names, len(names), column, texts)
+
+
+def _column(path: Path, label: str | int, names: list[str]) -> int:
+    if isinstance(label, str):
+        if label not in names:
+            raise UserCodeError(
+                f"{path.name}: no column {label!r}", remedy=f"the columns are {', '.join(names)}"
+            )
+        return names.index(label)
+    if not -len(names) <= label < len(names):
+        raise UserCodeError(f"{path.name}: no column {label}, it has {len(names)}")
+    return label % len(names)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _lines(path: Path, head: _Head) -> Generator[tuple[int, str], None, None]:
+    """(number, text) of the rows below the header."""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if number > head.line and line.strip():
+                yield number, line
+
+
+def _table(path: Path, head: _Head, delimiter: str, classes: dict[str, int] | None) -> Array:
+    """All rows as float64; with `classes`, texts of the label's column are numbered there."""
+    number = 0
+
+    def texts() -> Generator[str, None, None]:
+        nonlocal number
+        for at, line in _lines(path, head):
+            number = at
+            yield line
+
+    def numbered(text: str) -> float:
+        assert classes is not None
+        return classes.setdefault(text.strip(), len(classes))
+
+    rows = texts()
+    try:
+        if (first := next(rows, None)) is None:
+            raise UserCodeError(f"{path.name}: there are no rows below the header")
+        return np.loadtxt(
+            itertools.chain([first], rows),
+            delimiter=delimiter,
+            comments=None,
+            quotechar='"',
+            converters=None if classes is None else {head.label: numbered},
+            encoding=None,
+            ndmin=2,
+        )
+    except (OSError, ValueError) as error:  # numpy reads line by line: the last one is the bad one
+        raise UserCodeError(
+            f"{path.name}:{number}: {_what(str(error), head)}", remedy="every cell must be a number"
+        ) from error
+    finally:
+        rows.close()
+
+
+def _what(said: str, head: _Head) -> str:
+    """numpy's sentence, in the words of the table."""
+    if found := NO_NUMBER.match(said):
+        return f"{head.column(int(found[2]) - 1)}: {found[1]} is not a number"
+    if found := OTHER_LENGTH.match(said):
+        return f"the row has {found[2]} cells, those above have {found[1]}"
+    return said.split(" at row")[0].split(";")[0]
+
+
+def _check_finite(path: Path, head: _Head, numbers: Array, table: Array) -> None:
+    """Names the first cell that is not finite, or not as float32."""
+    finite = np.isfinite(numbers)
+    if finite.all():
+        return
+    row, column = np.unravel_index(int(np.argmin(finite)), finite.shape)
+    line, _ = next(itertools.islice(_lines(path, head), int(row), None))
+    raise UserCodeError(
+        f"{path.name}:{line}: {head.column(int(column))}: {table[row, column]:g} is not finite"
+        " as float32",
+        remedy="replace it, or leave the row out",
+    )
+
+
+def _labels(y: Array, classes: dict[str, int]) -> Array:
+    """Class numbers: of texts in alphabetical order. Numbers that are not whole stay."""
+    if classes:
+        places = {number: place for place, (_, number) in enumerate(sorted(classes.items()))}
+        return np.array([places[number] for number in range(len(classes))])[y.astype(np.int64)]
+    return class_numbers(y)

@@ -1,0 +1,108 @@
+"""Tables of text, and a sentence for each way one can be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dsgd_cli.contract.errors import UserCodeError
+from dsgd_cli.learning.adapters import load_data
+from dsgd_cli.learning.datasets import Dataset
+
+Array = np.ndarray[Any, Any]
+
+
+def from_csv(tmp_path: Path, text: str, **options: object) -> tuple[Array, Array, Dataset]:
+    """All x and y in the file's order (the first column counts the rows), and the data set."""
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    data = load_data("csv", path=path, options=options)
+    x, y = np.concatenate([data.x, data.x_test]), np.concatenate([data.y, data.y_test])
+    order = np.argsort(x[:, 0])
+    return x[order], y[order], data
+
+
+ROWS = [f"{i},{i / 4},{i % 3}" for i in range(10)]
+
+
+def test_csv_without_a_header(tmp_path: Path) -> None:
+    x, y, data = from_csv(tmp_path, "\n".join(ROWS))
+    assert x.tolist() == [[i, i / 4] for i in range(10)] and x.dtype == np.float32
+    assert y.tolist() == [i % 3 for i in range(10)] and y.dtype == np.int64
+    assert len(data.x_test) == 2
+
+
+def test_csv_with_a_header_a_mark_and_empty_lines(tmp_path: Path) -> None:
+    text = "\ufeff\r\n" + "\r\n".join(["row,quarter,class", *ROWS, "", ""])
+    x, y, _ = from_csv(tmp_path, text)
+    assert len(x) == 10 and y.tolist() == [i % 3 for i in range(10)]
+    x, y, _ = from_csv(tmp_path, text, label="quarter")
+    assert x[:, 1].tolist() == [i % 3 for i in range(10)]
+    assert y.tolist() == [i / 4 for i in range(10)] and y.dtype == np.float32
+    _, y, _ = from_csv(tmp_path, text, label=1)
+    assert y[1] == 0.25
+
+
+def test_csv_with_labels_of_text(tmp_path: Path) -> None:
+    kinds = ["setosa", '"virginica"', " versicolor"]
+    rows = [f"{i};{kinds[i % 3]}" for i in range(9)]
+    _, y, _ = from_csv(tmp_path, "\n".join(rows), delimiter=";", test_fraction=0.3)
+    assert y.tolist() == [0, 2, 1] * 3  # in alphabetical order
+    _, y, _ = from_csv(tmp_path, "\n".join(["a;b", *rows]), delimiter=";")
+    assert len(y) == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("", {}, "table.csv: the file is empty"),
+        ("a,b\n1,2\n", {"label": "a"}, "1 examples are too few"),
+        ("a,b\n\n", {"label": "a"}, "there are no rows below the header"),
+        ("\n".join([*ROWS, "1,,2"]), {}, "table.csv:11: column 2: '' is not a number$"),
+        (
+            "\n".join(["row,age,class", *ROWS, "1,abc,2"]),
+            {},
+            "table.csv:12: column 'age': 'abc' is not a number$",
+        ),
+        (
+            "\n".join(["age,kind", "1,a", "2,b", "", "x,a"]),
+            {},
+            "table.csv:5: column 'age': 'x' is not a number$",
+        ),
+        (
+            "\n".join(["a,b,c", "", *ROWS, "1,2"]),
+            {},
+            "table.csv:13: the row has 2 cells, those above",
+        ),
+        (
+            "\n".join([*ROWS, "1,2,3,4"]),
+            {},
+            "table.csv:11: the row has 4 cells, those above have 3",
+        ),
+        ("1,2,3\n1,2\n", {}, "the first row has 3 cells, the second 2"),
+        ("a,b\n1,2\n", {"label": "c"}, "no column 'c'"),
+        ("1,2\n1,2\n", {"label": 2}, "no column 2, it has 2"),
+        ("1,2\n1,2\n", {"label": -3}, "no column -3"),
+        ("\n".join([*ROWS, "", "5,1e99,1"]), {}, r"table.csv:12: column 2: 1e\+99 is not finite"),
+        ("\n".join(["a,b,c", "5,nan,1", *ROWS]), {}, "table.csv:2: column 'b': nan is not finite"),
+        ("\n".join([*ROWS, "5,1,inf"]), {}, "table.csv:11: column 3: inf is not finite"),
+        ("\n".join(f"{i}" for i in range(9)), {}, "one column is not enough"),
+    ],
+)
+def test_csv_that_cannot_be_used(
+    tmp_path: Path, text: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserCodeError, match=message):
+        from_csv(tmp_path, text, **options)
+
+
+def test_csv_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(UserCodeError, match=r"not a readable \.csv file"):
+        load_data("csv", path=tmp_path / "missing.csv")
+    binary = tmp_path / "binary.csv"
+    binary.write_bytes(bytes(range(256)))
+    with pytest.raises(UserCodeError, match=r"not a readable \.csv file"):
+        load_data("csv", path=binary)
