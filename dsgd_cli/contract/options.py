@@ -203,6 +203,14 @@ class Svmlight(Options):
     test_fraction: Number = Field(default=0.2, gt=0, lt=1, description="part that is held out")
 
 
+class Idx(Options):
+    """A folder with MNIST's four files in IDX format, as they are or as .gz."""
+
+    test_fraction: Number = Field(
+        default=0.2, gt=0, lt=1, description="held out when there are no `t10k` files"
+    )
+
+
 # ── algorithms ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -335,7 +343,9 @@ READERS: dict[str, type[BaseModel]] = {  # these take a path
     "npz": Npz,
     "csv": Csv,
     "svmlight": Svmlight,
+    "idx": Idx,
 }
+FOLDERS = ("idx",)  # these read a folder, the others a file
 OPTIMIZERS: dict[str, type[BaseModel]] = {
     "sgd": Sgd,
     "momentum": Momentum,

@@ -368,10 +368,10 @@ class _Ref(Tree):
     """Where a model or the data come from."""
 
     name: str = Field(default="", description="name of the built-in, or of the module")
-    path: str = Field(default="", description="the file, on this machine unless `on_host`")
-    on_host: bool = Field(
-        default=False, strict=True, description="the file is on the hosts already"
+    path: str = Field(
+        default="", description="the file or folder, on this machine unless `on_host`"
     )
+    on_host: bool = Field(default=False, strict=True, description="it is on the hosts already")
     options: dict[str, Any] = Field(default={}, description="options of the built-in")
 
 
@@ -420,7 +420,7 @@ class ModelRef(_Ref):
 class DataRef(_Ref):
     """The data: a built-in, arrays, a table, a file or a module with a `load` function."""
 
-    kind: Literal["builtin", "npz", "csv", "svmlight", "file", "module"] = Field(
+    kind: Literal["builtin", "npz", "csv", "svmlight", "idx", "file", "module"] = Field(
         default="builtin", description="what it is"
     )
 
@@ -544,8 +544,8 @@ class Train(Tree):
         default="digits",
         validate_default=True,
         description="`digits`, `{npz: path}`, `{csv: path}`, `{svmlight: path}`,"
-        " `path/to/data.py`; a path is on this machine and is sent along, `host:/path` is on the"
-        " hosts already",
+        " `{idx: folder}`, `path/to/data.py`; a path is on this machine and is sent along,"
+        " `host:/path` is on the hosts already",
     )
     algorithm: Annotated[Algorithm, BeforeValidator(_algorithm)] = Field(
         default="downpour",

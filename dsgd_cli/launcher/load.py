@@ -22,7 +22,15 @@ from pydantic import ValidationError
 from dsgd_cli.contract.errors import SpecError
 from dsgd_cli.contract.mistakes import Mistake, explain, show
 from dsgd_cli.contract.mistakes import Path as TreePath
-from dsgd_cli.contract.options import ALGORITHMS, CHANNELS, DATASETS, MODELS, OPTIMIZERS, READERS
+from dsgd_cli.contract.options import (
+    ALGORITHMS,
+    CHANNELS,
+    DATASETS,
+    FOLDERS,
+    MODELS,
+    OPTIMIZERS,
+    READERS,
+)
 from dsgd_cli.contract.spec import MAX_HOSTS, ClusterSpec
 from dsgd_cli.launcher import hosts, placement, sense
 from dsgd_cli.launcher.nodes import (
@@ -427,21 +435,28 @@ def _missing(spec: ClusterSpec) -> Iterator[Mistake]:
     """The user's own files that are not there, or cannot be read."""
     for name, ref in (("model", spec.train.model), ("data", spec.train.data)):
         if ref.path and not ref.on_host:
-            why = _unusable(Path(ref.path))
+            why = _unusable(Path(ref.path), folder=ref.kind in FOLDERS)
             if why:
                 hint = "a path in the file starts at its folder"
                 yield Mistake(("train", name, ref.kind), f"{show(ref.path, 200)}: {why}", hint)
 
 
-def _unusable(path: Path) -> str:
+def _unusable(path: Path, *, folder: bool) -> str:
     try:
-        if path.is_dir():
+        if folder:
+            next(path.iterdir(), None)
+        elif path.is_dir():
             return "is a folder, not a file"
-        with path.open("rb"):
-            return ""
+        else:
+            path.open("rb").close()
+        return ""
+    except FileNotFoundError:
+        return "no such folder" if folder else "no such file"
+    except NotADirectoryError:
+        return "is a file, not a folder" if path.is_file() else "no such file"
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        return "no such file" if isinstance(error, FileNotFoundError) else reason.lower()
+        return reason.lower()
 
 
 # ── words ──────────────────────────────────────────────────────────────────────────────────────

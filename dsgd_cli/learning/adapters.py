@@ -35,6 +35,7 @@ from dsgd_cli.learning.checks import (
 )
 from dsgd_cli.learning.datasets import DATASETS, Dataset
 from dsgd_cli.learning.models import MODELS, Functions
+from dsgd_cli.learning.pixels import Pixels
 from dsgd_cli.learning.readers.table import READERS
 
 Array: TypeAlias = NDArray[Any]
@@ -95,7 +96,7 @@ class Model:
                 raise UserCodeError(f"{self.name}: {error.message}") from error
         return loss if type(loss) is float else check_loss(loss)
 
-    def metrics(self, params: Params, x: Array, y: Array) -> dict[str, float]:
+    def metrics(self, params: Params, x: Array | Pixels, y: Array) -> dict[str, float]:
         """What the user's `metrics` says, as floats."""
         assert self.functions.metrics is not None
         found = self._call("metrics", self.functions.metrics, params, x, y)
@@ -128,9 +129,16 @@ def load_model(
             init=_function(module, name, "init"),
             predict=_function(module, name, "predict"),
             gradients=_function(module, name, "gradients"),
-            metrics=_function(module, name, "metrics") if hasattr(module, "metrics") else None,
+            metrics=_whole(_function(module, name, "metrics"))
+            if hasattr(module, "metrics")
+            else None,
         )
     return Model(name, functions, "out" in _parameters(functions.gradients))
+
+
+def _whole(metrics: Callable[..., Any]) -> Callable[..., Any]:
+    """The user's function gets an array; only the built-in ones take pixels piece by piece."""
+    return lambda params, x, y: metrics(params, np.asarray(x), y)
 
 
 def load_data(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dsgd_cli.contract.errors import UserCodeError
 from dsgd_cli.learning.datasets import Dataset
+from dsgd_cli.learning.pixels import Pixels
 
 RESERVED = "__metadata__"  # safetensors' own
 
@@ -96,7 +97,7 @@ def check_dataset(data: Dataset) -> Dataset:
     """That the four arrays fit each other and hold numbers. Raises UserCodeError."""
     for name in ("x", "y", "x_test", "y_test"):
         array = getattr(data, name)
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray | Pixels):
             raise UserCodeError(f"{data.name}: {name} is {_kind(array)}, it must be an array")
         if array.dtype.kind not in "fiub":
             raise UserCodeError(
@@ -123,7 +124,7 @@ def check_dataset(data: Dataset) -> Dataset:
         )
     for name in ("x", "y", "x_test", "y_test"):
         array = getattr(data, name)
-        if array.dtype.kind == "f":
+        if isinstance(array, np.ndarray) and array.dtype.kind == "f":
             check_finite(data.name, name, array)
     return data
 

@@ -11,14 +11,11 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dsgd_cli.contract.errors import UserCodeError
-
-Array: TypeAlias = NDArray[Any]
+from dsgd_cli.learning.pixels import Array, Pixels
 
 DIGITS = Path(__file__).parent / "data" / "digits.npz"
 DIGITS_HELD_OUT = 360
@@ -30,9 +27,9 @@ class Dataset:
     """x, y: the training set; x_test, y_test: held out. Examples are along the first axis."""
 
     name: str
-    x: Array
+    x: Array | Pixels
     y: Array
-    x_test: Array
+    x_test: Array | Pixels
     y_test: Array
 
     @property
@@ -59,20 +56,22 @@ class Dataset:
                 raise UserCodeError(f"{self.name}: a number is too large for {dtype}")
             return made
 
-        return replace(
-            self,
-            x=cast(self.x),
-            y=cast(self.y),
-            x_test=cast(self.x_test),
-            y_test=cast(self.y_test),
+        x, x_test = (
+            each.astype(dtype) if isinstance(each, Pixels) else cast(each)
+            for each in (self.x, self.x_test)
         )
+        return replace(self, x=x, y=cast(self.y), x_test=x_test, y_test=cast(self.y_test))
 
     def digest(self) -> str:
-        """Equal where shapes, dtypes and every number are equal."""
+        """Equal where shapes, dtypes and every number, or the source of all numbers, are equal."""
         hashed = hashlib.sha256()
         for array in (self.x, self.y, self.x_test, self.y_test):
             hashed.update(f"{array.dtype.str}{array.shape}".encode())
-            hashed.update(np.ascontiguousarray(array).view(np.uint8).data)
+            if isinstance(array, Pixels) and array.source:
+                hashed.update(array.source.encode())
+                continue
+            numbers = array.raw if isinstance(array, Pixels) else array
+            hashed.update(np.ascontiguousarray(numbers).view(np.uint8).data)
         return hashed.hexdigest()
 
 

@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from dsgd_cli.contract.errors import UserCodeError
 from dsgd_cli.learning.adapters import Model
+from dsgd_cli.learning.pixels import Pixels
 
 Array = NDArray[Any]
 CHUNK = 1024  # examples at a time
 
 
-def evaluate(model: Model, params: Mapping[str, Array], x: Array, y: Array) -> dict[str, float]:
+def evaluate(
+    model: Model, params: Mapping[str, Array], x: Array | Pixels, y: Array
+) -> dict[str, float]:
     """The metrics of the model on (x, y), with `loss` first; NaN where the model is not finite."""
     if model.has_metrics:
         values = model.metrics(params, x, y)
@@ -31,7 +34,7 @@ def evaluate(model: Model, params: Mapping[str, Array], x: Array, y: Array) -> d
     return values if accuracy is None else values | {"accuracy": accuracy}
 
 
-def _mean_loss(model: Model, params: Mapping[str, Array], x: Array, y: Array) -> float:
+def _mean_loss(model: Model, params: Mapping[str, Array], x: Array | Pixels, y: Array) -> float:
     unused = {name: np.empty_like(array) for name, array in params.items()}
     total = 0.0
     for part in _chunks(len(x)):
@@ -39,7 +42,9 @@ def _mean_loss(model: Model, params: Mapping[str, Array], x: Array, y: Array) ->
     return total / len(x)
 
 
-def _accuracy(model: Model, params: Mapping[str, Array], x: Array, y: Array) -> float | None:
+def _accuracy(
+    model: Model, params: Mapping[str, Array], x: Array | Pixels, y: Array
+) -> float | None:
     if y.ndim != 1 or y.dtype.kind not in "iu":
         return None
     right = 0

@@ -102,6 +102,7 @@ def test_models(model: Any, kind: str, name: str, path: str, on_host: bool) -> N
         ({"svmlight": "a9a"}, "svmlight", "a9a", False),
         ("a.svm", "svmlight", "a.svm", False),
         ("host:/srv/a9a.libsvm", "svmlight", "/srv/a9a.libsvm", True),
+        ({"idx": "mnist"}, "idx", "mnist", False),
         ("my/data.py", "file", "my/data.py", False),
         ("host:/srv/data.py", "file", "/srv/data.py", True),
     ],

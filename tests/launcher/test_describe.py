@@ -93,6 +93,7 @@ VALID: list[dict[str, Any]] = [
     {"train": {"model": "lab.nets", "data": "host:/data.npz"}},
     {"train": {"data": {"svmlight": "a9a", "features": 123}}},
     {"train": {"data": "a.libsvm"}},
+    {"train": {"data": {"idx": "host:/srv/mnist"}}},
     {"train": {"optimizer": {"adam": {"beta1": 0.5}}, "algorithm": "downpour"}},
     {"train": {"algorithm": {"downpour": {"push_every": 2}}, "evaluate": {"every": "2 epochs"}}},
     {"train": {"until": {"accuracy": 0.9, "max_time": "10m", "max_steps": 5}}},

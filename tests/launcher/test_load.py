@@ -438,6 +438,16 @@ def test_files_of_the_user_must_be_there(here: Path) -> None:
         " – a path in the file starts at its folder",
     ]
     assert "is a folder, not a file" in mistakes("train: {model: folder.py}\n")[0]
+    (here / "file").touch()
+    for data, what in (
+        ("{csv: folder.py}", "is a folder, not a file"),
+        ("{csv: file/x}", "no such file"),
+        ("{idx: absent}", "no such folder"),
+        ("{idx: file}", "is a file, not a folder"),
+    ):
+        assert what in mistakes(f"train: {{data: {data}}}\n")[0]
+    made = load_bytes(b"train: {data: {idx: folder.py}}")
+    assert made.spec.train.data.path == str(here / "folder.py")
 
 
 # ── --set ──────────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from dsgd_cli.contract.errors import UserCodeError
-from dsgd_cli.learning.datasets import Array, Dataset, class_numbers, hold_out
+from dsgd_cli.learning.datasets import Dataset, class_numbers, hold_out
+from dsgd_cli.learning.pixels import Array
 
 NO_NUMBER = re.compile(r"could not convert string (.*) to float64 at row \d+, column (\d+)", re.S)
 OTHER_LENGTH = re.compile(r"the number of columns changed from (\d+) to (\d+)")

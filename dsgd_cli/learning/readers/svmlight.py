@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from dsgd_cli.contract.errors import UserCodeError
-from dsgd_cli.learning.datasets import Array, Dataset, class_numbers, hold_out
+from dsgd_cli.learning.datasets import Dataset, class_numbers, hold_out
+from dsgd_cli.learning.pixels import Array
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 MAX_DENSE_BYTES = 8 << 30

@@ -6,8 +6,14 @@ from collections.abc import Callable
 
 from dsgd_cli.learning.datasets import Dataset
 from dsgd_cli.learning.readers.csv import csv
+from dsgd_cli.learning.readers.idx import idx
 from dsgd_cli.learning.readers.npz import npz
 from dsgd_cli.learning.readers.svmlight import svmlight
 
 # A reader's keyword arguments (but the path) are the options in the YAML.
-READERS: dict[str, Callable[..., Dataset]] = {"npz": npz, "csv": csv, "svmlight": svmlight}
+READERS: dict[str, Callable[..., Dataset]] = {
+    "npz": npz,
+    "csv": csv,
+    "svmlight": svmlight,
+    "idx": idx,
+}
