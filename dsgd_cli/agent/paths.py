@@ -1,6 +1,6 @@
 """Where things are on a host: the one place that knows.
 
-    cache   ${XDG_CACHE_HOME:-~/.cache}/dsgd/    code/<hash>  env/<hash>  files/<hash>
+    cache   ${XDG_CACHE_HOME:-~/.cache}/dsgd/    code/<hash>  env/<hash>  files/<hash>  data/<key>
     state   ${XDG_STATE_HOME:-~/.local/state}/dsgd/
                 run/<cluster>@<host id>/         the run directory: gone when the cluster is
                 results/<cluster>/<run id>/      what is not home yet

@@ -211,6 +211,21 @@ class Idx(Options):
     )
 
 
+class Images(Options):
+    """A folder with a folder of images for each class, as Caltech-101 has it; needs Pillow."""
+
+    size: tuple[Annotated[Whole, Field(ge=1, le=4096)], ...] = Field(
+        default=(64, 64),
+        min_length=2,
+        max_length=2,
+        description="height and width that every image is stretched to",
+    )
+    grey: bool = Field(default=False, strict=True, description="one grey value instead of three")
+    test_fraction: Number = Field(
+        default=0.2, gt=0, lt=1, description="part of each class that is held out"
+    )
+
+
 # ── algorithms ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -344,8 +359,9 @@ READERS: dict[str, type[BaseModel]] = {  # these take a path
     "csv": Csv,
     "svmlight": Svmlight,
     "idx": Idx,
+    "images": Images,
 }
-FOLDERS = ("idx",)  # these read a folder, the others a file
+FOLDERS = ("idx", "images")  # these read a folder, the others a file
 OPTIMIZERS: dict[str, type[BaseModel]] = {
     "sgd": Sgd,
     "momentum": Momentum,

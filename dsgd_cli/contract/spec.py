@@ -420,7 +420,7 @@ class ModelRef(_Ref):
 class DataRef(_Ref):
     """The data: a built-in, arrays, a table, a file or a module with a `load` function."""
 
-    kind: Literal["builtin", "npz", "csv", "svmlight", "idx", "file", "module"] = Field(
+    kind: Literal["builtin", "npz", "csv", "svmlight", "idx", "images", "file", "module"] = Field(
         default="builtin", description="what it is"
     )
 
@@ -544,8 +544,8 @@ class Train(Tree):
         default="digits",
         validate_default=True,
         description="`digits`, `{npz: path}`, `{csv: path}`, `{svmlight: path}`,"
-        " `{idx: folder}`, `path/to/data.py`; a path is on this machine and is sent along,"
-        " `host:/path` is on the hosts already",
+        " `{idx: folder}`, `{images: folder}`, `path/to/data.py`; a path is on this machine and is"
+        " sent along, `host:/path` is on the hosts already",
     )
     algorithm: Annotated[Algorithm, BeforeValidator(_algorithm)] = Field(
         default="downpour",

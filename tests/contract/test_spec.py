@@ -103,6 +103,7 @@ def test_models(model: Any, kind: str, name: str, path: str, on_host: bool) -> N
         ("a.svm", "svmlight", "a.svm", False),
         ("host:/srv/a9a.libsvm", "svmlight", "/srv/a9a.libsvm", True),
         ({"idx": "mnist"}, "idx", "mnist", False),
+        ({"images": "host:/srv/photos", "size": [32, 32]}, "images", "/srv/photos", True),
         ("my/data.py", "file", "my/data.py", False),
         ("host:/srv/data.py", "file", "/srv/data.py", True),
     ],
@@ -115,6 +116,8 @@ def test_data(data: Any, kind: str, path: str, on_host: bool) -> None:
 def test_options_are_complete() -> None:
     assert train(model={"mlp": {"hidden": [3, 4]}}).model.options == {"hidden": [3, 4], "l2": 0.0}
     assert train(data={"csv": "a.csv", "label": 0}).data.options["label"] == 0
+    images = {"size": [64, 64], "grey": False, "test_fraction": 0.2}
+    assert train(data={"images": "photos"}).data.options == images
     algorithm = train(algorithm={"downpour": {"push_every": 4}}).algorithm
     assert (algorithm.name, algorithm.push_every, algorithm.fetch_every) == ("downpour", 4, 1)
     assert train(optimizer="sgd").optimizer.options == COMMON | {"learning_rate": 0.01}

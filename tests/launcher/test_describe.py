@@ -93,6 +93,7 @@ VALID: list[dict[str, Any]] = [
     {"train": {"model": "lab.nets", "data": "host:/data.npz"}},
     {"train": {"data": {"svmlight": "a9a", "features": 123}}},
     {"train": {"data": "a.libsvm"}},
+    {"train": {"data": {"images": "photos", "size": [32, 48], "grey": True}}},
     {"train": {"data": {"idx": "host:/srv/mnist"}}},
     {"train": {"optimizer": {"adam": {"beta1": 0.5}}, "algorithm": "downpour"}},
     {"train": {"algorithm": {"downpour": {"push_every": 2}}, "evaluate": {"every": "2 epochs"}}},
@@ -129,6 +130,7 @@ def test_what_the_models_take_the_schema_takes(fields: dict[str, Any]) -> None:
         {"train": {"model": {"mpl": {}}}},
         {"train": {"optimizer": {"adagrad": {"learning_rate": -1}}}},
         {"train": {"data": {"csv": "x", "lable": "y"}}},
+        {"train": {"data": {"images": "x", "size": [0, 5]}}},
         {"train": {"until": {"accuracy": 97}}},
     ],
 )

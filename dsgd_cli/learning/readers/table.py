@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dsgd_cli.learning.datasets import Dataset
 from dsgd_cli.learning.readers.csv import csv
 from dsgd_cli.learning.readers.idx import idx
+from dsgd_cli.learning.readers.images import images
 from dsgd_cli.learning.readers.npz import npz
 from dsgd_cli.learning.readers.svmlight import svmlight
 
@@ -16,4 +17,5 @@ READERS: dict[str, Callable[..., Dataset]] = {
     "csv": csv,
     "svmlight": svmlight,
     "idx": idx,
+    "images": images,
 }

@@ -1,0 +1,206 @@
+"""Photographs: a folder with a folder for each class, as Caltech-101 has it.
+
+Each file is decoded and stretched to one size once, into the host's cache; workers read that by
+memory map. What identifies the data set is the content of the files, not the pixels: their last
+bits may depend on the version of the decoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dsgd_cli.contract.errors import UserCodeError
+from dsgd_cli.learning.datasets import SPLIT_SEED, Dataset
+from dsgd_cli.learning.pixels import Array, Pixels
+from dsgd_cli.learning.readers.cache import kept
+
+# what Pillow reads everywhere; other files (README, Thumbs.db) are no examples
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IGNORED = ("__pycache__",)
+MAX_DEPTH = 50  # of folders: a link may lead to a folder around it
+LAYOUT = "give a folder that has a folder of images for each class"
+PIXELS, SOURCE = "pixels.npy", "source"
+VERSION = 1  # of what is in the cache
+
+
+def images(
+    path: Path,
+    size: Sequence[int] = (64, 64),
+    grey: bool = False,
+    test_fraction: float = 0.2,
+) -> Dataset:
+    """Values from 0 to 1, (examples, height, width, 3), or (examples, height, width) if `grey`.
+
+    Classes are numbered in alphabetical order. `test_fraction` of each class is held out, always
+    the same.
+    """
+    files = _listed(path)
+    y = np.array([file.label for file in files])
+    train, test = _split(y, test_fraction)
+    if not len(test):
+        raise UserCodeError(
+            f"{path.name}: the classes have too few images to hold out {test_fraction:g} of each",
+            remedy="add images, or give another test_fraction",
+        )
+    order = np.concatenate([train, test])
+    shape = (len(files), *size) if grey else (len(files), *size, 3)
+    options = [VERSION, list(size), grey, test_fraction]
+    state = [[file.name, file.bytes, file.mtime_ns] for file in files]
+    key = hashlib.sha256(json.dumps([str(path.resolve()), *options, state]).encode()).hexdigest()
+
+    def make(folder: Path) -> None:
+        chosen = [files[i] for i in order]
+        _decode_all(path, chosen, shape, json.dumps(options), folder)
+        if _listed(path) != files:
+            raise UserCodeError(f"{path.name}: it changed while it was read", remedy="run again")
+
+    raw, source = kept(key[:32], partial(_read, shape=shape), make)
+    n = len(train)
+    return Dataset(
+        path.name, Pixels(raw[:n], source=source), y[train], Pixels(raw[n:], source=source), y[test]
+    )
+
+
+# ── files ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """An image, and what changes when it changes."""
+
+    name: str  # below the folder
+    label: int
+    bytes: int
+    mtime_ns: int
+
+
+def _listed(folder: Path) -> list[_File]:
+    """All images, class by class, in the order of their names."""
+    try:
+        classes = [entry.name for entry in _visible(folder) if entry.is_dir()]
+        if len(classes) < 2:
+            found = f"only one class in it, {classes[0]}" if classes else "no class's folder in it"
+            raise UserCodeError(f"{folder.name}: {found}", remedy=LAYOUT)
+        files: list[_File] = []
+        for label, name in enumerate(classes):
+            before = len(files)
+            files += list(_below(folder / name, name, label))
+            if len(files) == before:
+                raise UserCodeError(
+                    f"{folder.name}/{name}: no images in this folder ({', '.join(SUFFIXES)})",
+                    remedy="put images there, or remove the folder",
+                )
+        return files
+    except OSError as error:
+        raise UserCodeError(
+            f"{error.filename or folder.name}: cannot be read: {error.strerror}", remedy=LAYOUT
+        ) from error
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        seen = [e for e in entries if not e.name.startswith(".") and e.name not in IGNORED]
+    return sorted(seen, key=lambda entry: entry.name)
+
+
+def _below(folder: Path, name: str, label: int) -> Iterator[_File]:
+    if name.count("/") > MAX_DEPTH:
+        raise UserCodeError(f"{name}: too deep (is there a link to a folder around it?)")
+    for entry in _visible(folder):
+        inner = f"{name}/{entry.name}"
+        if entry.is_dir():
+            yield from _below(folder / entry.name, inner, label)
+        elif Path(entry.name).suffix.lower() in SUFFIXES:
+            found = entry.stat()
+            yield _File(inner, label, found.st_size, found.st_mtime_ns)
+
+
+def _split(y: Array, fraction: float) -> tuple[Array, Array]:
+    """(train, test): positions in random order, which is always the same; each class in both."""
+    order = np.random.RandomState(SPLIT_SEED).permutation(len(y))
+    held_out = np.zeros(len(y), bool)
+    for label in range(y[-1] + 1):
+        of_class = order[y[order] == label]
+        held_out[of_class[: min(round(len(of_class) * fraction), len(of_class) - 1)]] = True
+    return order[~held_out[order]], order[held_out[order]]
+
+
+# ── pixels ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _read(folder: Path, shape: tuple[int, ...]) -> tuple[Array, str] | None:
+    """The pixels by memory map and their source; None where they are not, or damaged."""
+    try:
+        raw = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        source = (folder / SOURCE).read_text()
+    except (OSError, ValueError, EOFError):
+        return None
+    return (raw, source) if raw.shape == shape and raw.dtype == np.uint8 else None
+
+
+def _decode_all(
+    folder: Path, files: Sequence[_File], shape: tuple[int, ...], options: str, into: Path
+) -> None:
+    """Written, not mapped: a full disk is an error then, and not the end of the process."""
+    source = hashlib.sha256(options.encode())
+    with (into / PIXELS).open("wb") as pixels:
+        _begin(pixels, shape)
+        for file in files:
+            content = _content(folder / file.name)
+            source.update(f"{len(content)} {file.label} ".encode())
+            source.update(hashlib.sha256(content).digest())
+            pixels.write(_decoded(content, shape[1:], f"{folder.name}/{file.name}"))
+    (into / SOURCE).write_text(source.hexdigest())
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserCodeError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def _begin(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _decoded(content: bytes, shape: tuple[int, ...], name: str) -> bytes:
+    """An image's bytes, stretched to `shape`."""
+    pillow = _pillow()
+    try:
+        with pillow.open(io.BytesIO(content)) as image:
+            if image.mode[0] in "IF":
+                raise ValueError("it has more than 8 bits a channel: convert it first")
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")  # Pillow warns otherwise
+            image = image.convert("RGB" if len(shape) == 3 else "L")
+            made: bytes = image.resize((shape[1], shape[0]), pillow.Resampling.BILINEAR).tobytes()
+            return made
+    except Exception as error:  # a damaged file makes Pillow raise almost anything
+        what = type(error).__name__ == "UnidentifiedImageError"
+        raise UserCodeError(
+            f"{name}: not a readable image: {'unknown format' if what else error}",
+            remedy="replace the file, or remove it",
+        ) from error
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UserCodeError(
+            "to read images, this host's python needs Pillow",
+            remedy="pip install 'dsgd[images]'",
+        ) from error
+    return Image
