@@ -33,6 +33,7 @@ BLOCK_BYTES = 512
 UNPACK_TIMEOUT_S = 120.0
 REMEMBERED_FROM_BYTES = 1 << 20  # smaller files are hashed anew: that is as quick
 REMEMBERED_FILES = 10_000
+MAX_ENTRIES = 200_000  # of one folder: each is held in memory and hashed
 SETTLED_S = 2.0  # a file that changed later than this may change again within one clock tick
 
 
@@ -162,6 +163,11 @@ def _folder_entries(
             entries += _folder_entries(inner, path, root, known)
         else:
             entries.append(_file_entry(inner, path, known))
+        if len(entries) > MAX_ENTRIES:
+            raise SpecError(
+                f"{folder} has more than {MAX_ENTRIES:,} files: too many to be sent",
+                remedy="put it on the hosts and write host:/path",
+            )
     return entries
 
 

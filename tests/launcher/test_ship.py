@@ -128,6 +128,17 @@ def test_links_inside_are_followed(tmp_path: Path) -> None:
         assert not [member for member in archive if member.issym() or member.islnk()]
 
 
+def test_a_folder_of_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = make_tree(tmp_path / "code")
+    count = len(file_bundle(tree).entries)
+    monkeypatch.setattr(ship, "MAX_ENTRIES", count)
+    file_bundle(tree)
+    monkeypatch.setattr(ship, "MAX_ENTRIES", count - 1)
+    with pytest.raises(SpecError, match="too many to be sent") as caught:
+        file_bundle(tree)
+    assert "host:/path" in str(caught.value.remedy)
+
+
 def test_a_link_that_is_the_path_itself_is_followed(tmp_path: Path) -> None:
     make_tree(tmp_path / "code")
     (tmp_path / "data").symlink_to("code")
