@@ -36,6 +36,8 @@ GROUPS = (
     ("cryptography", "cffi", "pycparser"),
     ("pydantic", "pydantic-core", "annotated-types", "typing-extensions", "typing-inspection"),
 )
+# what only some runs need, by the name of dsgd's extra
+EXTRAS = {"images": (("pillow",),)}
 DOWNLOAD_TIMEOUT_S = 150.0
 OLDEST_GLIBC, OLDEST_MUSL = 5, 1  # minor versions that manylinux and musllinux begin with
 LEGACY = {"manylinux2014": 17, "manylinux2010": 12, "manylinux1": 5}  # name -> glibc 2.x
@@ -52,6 +54,7 @@ runpy.run_module('pip', run_name='__main__', alter_sys=True)
 """
 
 Note = Callable[[str], None]
+Groups = Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,36 +136,40 @@ def platform_of(host: str, facts: Mapping[str, Any]) -> Platform:
     return Platform((int(python[0]), int(python[1])), machine, name, (int(match[1]), int(match[2])))
 
 
-def wheels_for(host: str, facts: Mapping[str, Any], note: Note) -> tuple[Wheel, ...]:
+def wheels_for(
+    host: str, facts: Mapping[str, Any], note: Note, extra: str = ""
+) -> tuple[Wheel, ...]:
     """The wheels for a host, from the cache or, once for each platform, by pip.
 
-    Raises HostUnfit when there are none for it. May be called for many hosts at once: those of one
-    platform wait for the first one's download.
+    With `extra`, those that dsgd's extra of this name adds, and no others. Raises HostUnfit when
+    there are none for it. May be called for many hosts at once: those of one platform wait for the
+    first one's download.
     """
     platform = platform_of(host, facts)
     folder = launcher_cache() / "wheels" / platform.tag
-    index = folder / "index.json"
-    found = _from_index(index)
+    groups = EXTRAS[extra] if extra else GROUPS
+    index = folder / (f"index-{extra}.json" if extra else "index.json")
+    found = _from_index(index, groups)
     if found is None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(folder / "lock", host):
-            found = _from_index(index)  # somebody else may have been quicker
+            found = _from_index(index, groups)  # somebody else may have been quicker
             if found is None:
-                note(f"getting packages for {platform} (once)")
-                found = _download(host, platform, folder, note)
+                note(f"getting packages for {platform}{f', {extra}' if extra else ''} (once)")
+                found = _download(host, platform, index, groups, note)
     return found
 
 
 # -- the index -------------------------------------------------------------------------------------
 
 
-def _from_index(index: Path) -> tuple[Wheel, ...] | None:
+def _from_index(index: Path, groups: Groups) -> tuple[Wheel, ...] | None:
     """What was resolved before, if the launcher's packages and the files are still the same."""
     try:
         read = json.loads(index.read_text())
         if read["version"] != INDEX_VERSION:
             return None
-        if read["installed"] != _installed_state() and read["wanted"] != _wanted():
+        if read["installed"] != _installed_state() and read["wanted"] != _wanted(groups):
             return None
         wheels = []
         for name, sha256, size, mtime_ns in read["wheels"]:
@@ -176,11 +183,11 @@ def _from_index(index: Path) -> tuple[Wheel, ...] | None:
         return None
 
 
-def _write_index(index: Path, wheels: Sequence[Wheel]) -> None:
+def _write_index(index: Path, groups: Groups, wheels: Sequence[Wheel]) -> None:
     content = {
         "version": INDEX_VERSION,
         "installed": _installed_state(),
-        "wanted": _wanted(),
+        "wanted": _wanted(groups),
         "wheels": [
             [wheel.path.name, wheel.sha256, wheel.size, wheel.path.stat().st_mtime_ns]
             for wheel in wheels
@@ -204,12 +211,12 @@ def _installed_state() -> list[list[object]]:
     return state
 
 
-def _wanted() -> dict[str, str]:
+def _wanted(groups: Groups) -> dict[str, str]:
     """The versions that the launcher runs with, by name."""
     from importlib import metadata  # 30 ms that a second `up` does not spend
 
     wanted = {}
-    for group in GROUPS:
+    for group in groups:
         for name in group:
             with suppress(metadata.PackageNotFoundError):
                 wanted[name] = metadata.version(name)
@@ -239,46 +246,47 @@ def _locked(file: Path, host: str) -> Iterator[None]:
 # -- pip -------------------------------------------------------------------------------------------
 
 
-def _download(host: str, platform: Platform, folder: Path, note: Note) -> tuple[Wheel, ...]:
+def _download(
+    host: str, platform: Platform, index: Path, groups: Groups, note: Note
+) -> tuple[Wheel, ...]:
     """Resolve and download everything; leaves the folder as it was when that fails.
 
     With the folder's lock. A launcher that is left meanwhile removes its part on the way out; what
     one that was killed had downloaded is removed here.
     """
+    folder = index.parent
     for abandoned in folder.glob(".part.*"):
         shutil.rmtree(abandoned, ignore_errors=True)
     with tempfile.TemporaryDirectory(
         prefix=".part.", dir=folder, ignore_cleanup_errors=True
     ) as part_name:
         part = Path(part_name)
-        _resolve(_Pip(host, platform, part), note)
+        _resolve(_Pip(host, platform, part), groups, note)
         wheels = []
         for path in sorted(part.glob("*.whl")):
             target = folder / path.name
             path.replace(target)
             sha256 = hashlib.sha256(target.read_bytes()).hexdigest()
             wheels.append(Wheel(target, sha256, target.stat().st_size))
-        _write_index(folder / "index.json", wheels)
+        _write_index(index, groups, wheels)
         return tuple(wheels)
 
 
-def _resolve(pip: _Pip, note: Note) -> None:
+def _resolve(pip: _Pip, groups: Groups, note: Note) -> None:
     """All of the launcher's versions at once; where that fails, group by group."""
-    wanted = _wanted()
+    wanted = _wanted(groups)
     failure = pip.download(_pins(wanted, *wanted), dependencies=False)
     if failure is None:
         return
-    for group in GROUPS:
+    for group in groups:
         pins = _pins(wanted, *group)
         if pip.download(pins, dependencies=False) is None:
             continue
         failure = pip.download([_at_least(group[0])], dependencies=len(group) > 1)
         if failure is not None:
             raise pip.refusal(group[0], failure)
-        note(
-            f"{pip.host}: there is no {pins[0] if pins else group[0]} for {pip.platform};"
-            f" it gets {group[0]} {pip.version_of(group[0])}"
-        )
+        lacking = f"there is no {pins[0]} for {pip.platform}" if pins else f"no {group[0]} here"
+        note(f"{pip.host}: {lacking}; it gets {group[0]} {pip.version_of(group[0])}")
 
 
 def _pins(wanted: Mapping[str, str], *names: str) -> list[str]:
@@ -291,8 +299,9 @@ def _at_least(name: str) -> str:
 
     with suppress(metadata.PackageNotFoundError):
         for requirement in metadata.requires("dsgd") or ():
-            if re.fullmatch(rf"{name}\s*>=[\w.]+", requirement):
-                return requirement
+            bare = requirement.partition(";")[0].strip()  # without `extra == …`
+            if re.fullmatch(rf"{name}\s*>=[\w.]+", bare):
+                return bare
     return name
 
 

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import dsgd_cli
 from dsgd_cli.contract.spec import DataRef, ModelRef
 from dsgd_cli.launcher import ship
 from dsgd_cli.launcher.cluster import Cluster
-from dsgd_cli.launcher.environment import Wheel, wheels_for
+from dsgd_cli.launcher.environment import EXTRAS, Wheel, wheels_for
 from dsgd_cli.launcher.modules import find_module
 from dsgd_cli.launcher.observe import ObservedHost, Wanted
 from dsgd_cli.launcher.parallel import on_all
@@ -91,7 +92,7 @@ def needs_of(cluster: Cluster, observed: Mapping[str, ObservedHost], screen: Scr
     if spec.env == "ship":
         wheels = on_all(
             remote,
-            lambda host: tuple(wheels_for(host, observed[host].raw, screen.note)),
+            lambda host: _wheels(cluster, host, observed[host].raw, screen),
             phase="wheels",
             deadline_s=WHEELS_DEADLINE_S,
         )
@@ -106,6 +107,18 @@ def needs_of(cluster: Cluster, observed: Mapping[str, ObservedHost], screen: Scr
         elif reference.kind == "module" and (found := find_module(reference.name)) is not None:
             files[what] = found
     return Needs(ship.code_bundle(), wheels, files, on_host, local)
+
+
+def _wheels(
+    cluster: Cluster, host: str, facts: Mapping[str, Any], screen: Screen
+) -> tuple[Wheel, ...]:
+    """What every host needs; and where there are workers, what reads their data."""
+    found = wheels_for(host, facts, screen.note)
+    works = any(p.host == host and p.process.startswith("worker/") for p in cluster.placed)
+    extra = cluster.spec.train.data.kind
+    if works and extra in EXTRAS:
+        found += wheels_for(host, facts, screen.note, extra)
+    return found
 
 
 def send_missing(cluster: Cluster, steps: Sequence[Ship], needs: Needs, screen: Screen) -> None:

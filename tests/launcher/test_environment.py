@@ -42,6 +42,11 @@ def make_wheel(folder: Path, name: str, version: str, tag: str = ANY, meta: str 
         wheel.writestr(f"{info}/RECORD", "")
 
 
+def pinned(groups: Any, versions: dict[str, str]) -> dict[str, str]:
+    """Of these packages, as if the launcher had these versions."""
+    return {name: versions[name] for group in groups for name in group if name in versions}
+
+
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """All that pip can find: the launcher's versions of all packages, for cp311 on x86_64."""
@@ -55,7 +60,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         native = name in ("numpy", "grpcio", "pydantic-core")
         meta = "Requires-Dist: pydantic-core==2.1\n" if name == "pydantic" else ""
         make_wheel(folder, name, version, CORE if native else ANY, meta)
-    monkeypatch.setattr(environment, "_wanted", lambda: dict(wanted))
+    monkeypatch.setattr(environment, "_wanted", lambda groups: pinned(groups, wanted))
     monkeypatch.setattr(environment, "_at_least", lambda name: name)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
@@ -132,7 +137,7 @@ def test_a_second_time_runs_nothing(
     index: Path, quick_pip: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheels = wheels_for("gpu1", FACTS, lambda _: None)
-    monkeypatch.setattr(environment, "_wanted", lambda: pytest.fail("read the versions again"))
+    monkeypatch.setattr(environment, "_wanted", lambda _: pytest.fail("read the versions again"))
     monkeypatch.setattr(environment.hashlib, "sha256", lambda *_: pytest.fail("hashed again"))
     started = time.perf_counter()
     assert wheels_for("gpu2", FACTS, silent) == wheels
@@ -185,9 +190,9 @@ def test_an_upgraded_launcher_sends_its_new_versions(
     index: Path, quick_pip: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheels_for("gpu1", FACTS, lambda _: None)
-    wanted = environment._wanted() | {"numpy": "2.1"}
+    wanted = environment._wanted(environment.GROUPS) | {"numpy": "2.1"}
     make_wheel(index, "numpy", "2.1", CORE)
-    monkeypatch.setattr(environment, "_wanted", lambda: wanted)
+    monkeypatch.setattr(environment, "_wanted", lambda groups: pinned(groups, wanted))
     monkeypatch.setattr(environment, "_installed_state", lambda: [["somewhere else", 1]])
     found = names(wheels_for("gpu1", FACTS, lambda _: None))
     assert "numpy-2.1" in found and "numpy-2.0" not in found
@@ -228,6 +233,34 @@ def test_the_newest_that_fits_where_the_launchers_version_does_not(
     runs = len(pip_runs)
     wheels_for("old", facts, silent)
     assert len(pip_runs) == runs
+
+
+def test_an_extra_is_got_when_it_is_asked_for(
+    index: Path, quick_pip: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheel(index, "pillow", "12.0", CORE)
+    monkeypatch.setattr(environment, "_wanted", lambda groups: pinned(groups, {"pillow": "12.0"}))
+    notes: list[str] = []
+    assert names(wheels_for("gpu1", FACTS, notes.append, "images")) == ["pillow-12.0"]
+    assert notes == ["getting packages for python 3.11, x86_64, glibc 2.36, images (once)"]
+    assert names(wheels_for("gpu2", FACTS, silent, "images")) == ["pillow-12.0"]
+    assert len(quick_pip) == 1
+
+
+def test_an_extra_that_the_launcher_itself_does_not_have(
+    index: Path, pip_runs: list[list[str]]
+) -> None:
+    make_wheel(index, "pillow", "11.9", CORE)
+    make_wheel(index, "pillow", "12.0", CORE)
+    notes: list[str] = []
+    assert names(wheels_for("gpu1", FACTS, notes.append)) == ALL
+    assert names(wheels_for("gpu1", FACTS, notes.append, "images")) == ["pillow-12.0"]
+    assert notes[-1] == "gpu1: no pillow here; it gets pillow 12.0"
+
+
+def test_the_oldest_versions_are_those_that_dsgd_asks_for() -> None:
+    for name in ("numpy", "pillow"):
+        assert environment._at_least(name).startswith(f"{name}>="), name
 
 
 # -- what cannot be --------------------------------------------------------------------------------
@@ -371,7 +404,7 @@ def test_tags_of_musl_hosts() -> None:
 
 
 def test_the_packages_that_are_sent_are_the_launchers_own() -> None:
-    wanted = environment._wanted()
+    wanted = environment._wanted(environment.GROUPS)
     assert set(wanted) == {name for group in environment.GROUPS for name in group}
     import numpy
 

@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.end_to_end.conftest import REPOSITORY, User, wait_until
@@ -262,6 +264,24 @@ def test_a_model_of_ones_own_travels(user: User, hosts: Hosts) -> None:
     run = user.dsgd("train", "--json", *settings)
     assert run.code == 0, run.err
     assert run.err.count(": sending ") == 2
+
+
+def test_a_folder_of_images_travels_with_what_reads_it(user: User, hosts: Hosts) -> None:
+    write(user, hosts)
+    rng = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green")):
+        (user.folder / "photos" / name).mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.integers(0, 100, (8, 9, 3), np.uint8)
+            pixels[..., channel] += 100
+            Image.fromarray(pixels).save(user.folder / "photos" / name / f"{i}.png")
+    settings = ("--set", "train.model=softmax", "--set", "train.data={images: photos}")
+    run = user.dsgd("train", "--json", *settings, timeout_s=120)
+    assert run.code == 0, run.err
+    assert run.err.count(": sending ") == 2
+    again = user.dsgd("train", "--json", *settings, timeout_s=60)
+    assert again.code == 0, again.err
+    assert "sending" not in again.err
 
 
 def test_the_same_machine_twice_is_refused(user: User, hosts: Hosts) -> None:
