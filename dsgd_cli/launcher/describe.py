@@ -314,7 +314,7 @@ workers: 2              # they compute gradients; or {{count: 8, on: ["gpu*"], t
 
 train:
   model: mlp            # or {{mlp: {{hidden: [128]}}}}, softmax, path/to/model.py
-  data: digits          # or {{csv: path}}, {{npz: path}}, path/to/data.py
+  data: digits          # or {{csv: path}}, {{images: folder}}, path/to/data.py
   algorithm: downpour   # each worker at its own pace
   optimizer: {{adagrad: {{learning_rate: 0.05}}}}    # or sgd, momentum, adam
   batch_size: 32

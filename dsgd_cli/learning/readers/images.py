@@ -12,6 +12,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 IGNORED = ("__pycache__",)
 MAX_DEPTH = 50  # of folders: a link may lead to a folder around it
 LAYOUT = "give a folder that has a folder of images for each class"
+AT_A_TIME = 256  # images whose pixels are held until they are written
 PIXELS, SOURCE = "pixels.npy", "source"
 VERSION = 1  # of what is in the cache
 
@@ -152,14 +154,22 @@ def _decode_all(
     folder: Path, files: Sequence[_File], shape: tuple[int, ...], options: str, into: Path
 ) -> None:
     """Written, not mapped: a full disk is an error then, and not the end of the process."""
+    pillow = _pillow()
     source = hashlib.sha256(options.encode())
-    with (into / PIXELS).open("wb") as pixels:
+
+    def decoded(file: _File) -> tuple[bytes, bytes]:
+        content = _content(folder / file.name)
+        made = _decoded(pillow, content, shape[1:], f"{folder.name}/{file.name}")
+        return hashlib.sha256(content).digest(), made
+
+    threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)))  # Pillow lets go of the GIL
+    with threads, (into / PIXELS).open("wb") as pixels:
         _begin(pixels, shape)
-        for file in files:
-            content = _content(folder / file.name)
-            source.update(f"{len(content)} {file.label} ".encode())
-            source.update(hashlib.sha256(content).digest())
-            pixels.write(_decoded(content, shape[1:], f"{folder.name}/{file.name}"))
+        for start in range(0, len(files), AT_A_TIME):
+            some = files[start : start + AT_A_TIME]
+            for file, (digest, made) in zip(some, threads.map(decoded, some), strict=True):
+                source.update(f"{file.label} ".encode() + digest)
+                pixels.write(made)
     (into / SOURCE).write_text(source.hexdigest())
 
 
@@ -175,17 +185,18 @@ def _begin(file: BinaryIO, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _decoded(content: bytes, shape: tuple[int, ...], name: str) -> bytes:
+def _decoded(pillow: Any, content: bytes, shape: tuple[int, ...], name: str) -> bytes:
     """An image's bytes, stretched to `shape`."""
-    pillow = _pillow()
+    width, height = shape[1], shape[0]
     try:
         with pillow.open(io.BytesIO(content)) as image:
+            image.draft(None, (2 * width, 2 * height))  # a large JPEG is decoded smaller: quicker
             if image.mode[0] in "IF":
                 raise ValueError("it has more than 8 bits a channel: convert it first")
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")  # Pillow warns otherwise
             image = image.convert("RGB" if len(shape) == 3 else "L")
-            made: bytes = image.resize((shape[1], shape[0]), pillow.Resampling.BILINEAR).tobytes()
+            made: bytes = image.resize((width, height), pillow.Resampling.BILINEAR).tobytes()
             return made
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         what = type(error).__name__ == "UnidentifiedImageError"

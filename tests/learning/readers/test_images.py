@@ -98,6 +98,19 @@ def test_grey_images_of_many_kinds(tmp_path: Path) -> None:
     assert len(data.x) + len(data.x_test) == 16 and data.x.shape[1:] == (4, 6)
 
 
+def test_large_photographs_keep_their_colours(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    wide = np.zeros((600, 900, 3), np.uint8)
+    wide[:, :450, 0] = wide[300:, :, 2] = 200
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(wide).save(folder / name / f"{i}.jpg", quality=95)
+    x = read(folder, test_fraction=0.4).x[0]  # (4, 6, 3)
+    expected = wide[75::150, 75::150] / 255
+    np.testing.assert_allclose(x, expected, atol=0.12)  # neighbours are mixed in at the edges
+
+
 def test_the_default_size(tmp_path: Path) -> None:
     assert load_data("images", path=photos(tmp_path)).x.shape == (24, 64, 64, 3)
 
