@@ -136,7 +136,7 @@ def up(
 @yes_option
 @timeout_option
 @click.option("--local", metavar="SxW", help="No file: S servers and W workers on this machine.")
-@click.option("--model", metavar="MODEL", help="The model: mlp, softmax, or path/to/model.py.")
+@click.option("--model", metavar="MODEL", help="The model: mlp, softmax, cnn, or path/to/model.py.")
 @click.option("--data", metavar="DATA", help="The data: digits, or path/to/data.py.")
 @click.option("--keep", is_flag=True, help="Leave the cluster up afterwards.")
 @click.option(

@@ -48,6 +48,24 @@ class Mlp(Options):
     l2: Number = Field(default=0.0, ge=0, description="the loss has l2 / 2 × weights²")
 
 
+class Cnn(Options):
+    """Convolutions with max-pooling on images, then as `mlp`."""
+
+    filters: tuple[Annotated[Whole, Field(ge=1, le=100_000)], ...] = Field(
+        default=(16, 32),
+        min_length=1,
+        max_length=16,
+        description="of each convolution; each is followed by ReLU and max-pooling in 2x2",
+    )
+    kernel: Annotated[Whole, Field(ge=1, le=99)] = Field(
+        default=3, description="a side of the filters; images keep their size"
+    )
+    hidden: tuple[Annotated[Whole, Field(ge=1, le=1_000_000)], ...] = Field(
+        default=(64,), max_length=100, description="units of each hidden layer behind them"
+    )
+    l2: Number = Field(default=0.0, ge=0, description="the loss has l2 / 2 × weights²")
+
+
 class Digits(Options):
     """The UCI handwritten digits that come with dsgd: 1,797 images of 8x8."""
 
@@ -352,7 +370,7 @@ class Grpc(Options):
     """On the connection that everything else uses: slower, works wherever gRPC does."""
 
 
-MODELS: dict[str, type[BaseModel]] = {"mlp": Mlp, "softmax": Softmax}
+MODELS: dict[str, type[BaseModel]] = {"mlp": Mlp, "softmax": Softmax, "cnn": Cnn}
 DATASETS: dict[str, type[BaseModel]] = {"digits": Digits}
 READERS: dict[str, type[BaseModel]] = {  # these take a path
     "npz": Npz,

@@ -537,7 +537,7 @@ class Train(Tree):
     model: ModelRef = Field(
         default="mlp",
         validate_default=True,
-        description="`mlp`, `softmax`, `{mlp: {hidden: [128]}}`, `path/to/model.py`,"
+        description="`mlp`, `softmax`, `cnn`, `{mlp: {hidden: [128]}}`, `path/to/model.py`,"
         " `package.module`",
     )
     data: DataRef = Field(

@@ -5,8 +5,9 @@
     gradients(params, x, y, out) -> (loss, out)    mean over the batch; `out` is overwritten
     metrics(params, x, y) -> {"loss", "accuracy"}
 
-An example may have any shape, it is flattened. Labels are a vector of class numbers from 0. The
-functions keep no state and compute in the parameters' dtype.
+An example may have any shape: it is flattened, but `cnn` takes it as an image. Labels are a vector
+of class numbers from 0. The functions compute in the parameters' dtype and keep no state; `cnn` has
+buffers, which are of no consequence.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsgd_cli.contract.errors import UserCodeError
+from dsgd_cli.learning.convolutions import Body, Convolutions, Flat
 
 Array: TypeAlias = NDArray[Any]
 Params: TypeAlias = Mapping[str, Array]
@@ -37,7 +39,7 @@ class Functions(NamedTuple):
 
 def softmax(l2: float = 0.0) -> Functions:
     """Softmax regression: one linear layer. The loss has l2 / 2 times the squared weights."""
-    return _network("softmax", (), l2)
+    return _network("softmax", Flat(), (), l2)
 
 
 def mlp(hidden: Sequence[int] = (128,), l2: float = 0.0) -> Functions:
@@ -46,20 +48,38 @@ def mlp(hidden: Sequence[int] = (128,), l2: float = 0.0) -> Functions:
     Initial weights: He et al., "Delving Deep into Rectifiers", 2015. The loss has l2 / 2 times the
     squared weights.
     """
-    return _network("mlp", tuple(hidden), l2)
+    return _network("mlp", Flat(), tuple(hidden), l2)
+
+
+def cnn(
+    filters: Sequence[int] = (16, 32),
+    kernel: int = 3,
+    hidden: Sequence[int] = (64,),
+    l2: float = 0.0,
+) -> Functions:
+    """Convolutions with ReLU, each followed by max-pooling in 2x2; then as `mlp`.
+
+    Images are (h, w), (h, w, channels), or flat and square. A convolution keeps their size
+    (they are padded with zeros), pooling halves it.
+    """
+    return _network("cnn", Convolutions(tuple(filters), kernel), tuple(hidden), l2)
 
 
 # A factory's keyword arguments are the model's options in the YAML.
-MODELS: dict[str, Callable[..., Functions]] = {"mlp": mlp, "softmax": softmax}
+MODELS: dict[str, Callable[..., Functions]] = {"mlp": mlp, "softmax": softmax, "cnn": cnn}
 
 
-def _network(model: str, hidden: tuple[int, ...], l2: float) -> Functions:
-    layers = [(f"W{i}", f"b{i}") for i in range(1, len(hidden) + 2)]
+def _network(model: str, body: Body, hidden: tuple[int, ...], l2: float) -> Functions:
+    first = len(body.weights) + 1
+    layers = [(f"W{i}", f"b{i}") for i in range(first, first + len(hidden) + 1)]
+    penalised = [*body.weights, *(weights for weights, _ in layers)]
 
     def init(rng: np.random.Generator, example: tuple[Array, Array]) -> dict[str, Array]:
         x, y = example
-        widths = [_rows(x, np.dtype(float)).shape[1], *hidden, _classes(model, y)]
-        params: dict[str, Array] = {}
+        classes = _classes(model, y)
+        params = body.init(rng, x)
+        features = body.forward(params, x[:1], float).shape[1]
+        widths = [features, *hidden, classes]
         for (weights, bias), inputs, outputs in zip(layers, widths[:-1], widths[1:], strict=True):
             scale = np.sqrt(2.0 / inputs)
             params[weights] = rng.standard_normal((inputs, outputs)) * scale  # (inputs, outputs)
@@ -68,7 +88,7 @@ def _network(model: str, hidden: tuple[int, ...], l2: float) -> Functions:
 
     def forward(params: Params, x: Array) -> list[Array]:
         """Each layer's input, and the logits (n, classes) at the end."""
-        values = [_rows(x, params["W1"].dtype)]
+        values = [body.forward(params, x, params[layers[0][0]].dtype)]
         for i, (weights, bias) in enumerate(layers):
             value = values[i] @ params[weights]
             value += params[bias]
@@ -96,13 +116,18 @@ def _network(model: str, hidden: tuple[int, ...], l2: float) -> Functions:
             weights, bias = layers[i]
             np.matmul(inputs[i].T, delta, out=out[weights])
             np.add.reduce(delta, axis=0, out=out[bias])
-            if l2:
-                loss += 0.5 * l2 * float(np.vdot(params[weights], params[weights]))
-                out[weights] += l2 * params[weights]
-            if i:
+            if i or body.weights:
                 delta = delta @ params[weights].T
                 delta *= inputs[i] > 0  # a third of the time of a masked copy
+        body.backward(params, delta, out)
+        if l2:
+            loss += penalty(params)
+            for weights in penalised:
+                out[weights] += l2 * params[weights]
         return loss, out
+
+    def penalty(params: Params) -> float:
+        return 0.5 * l2 * sum(float(np.vdot(params[each], params[each])) for each in penalised)
 
     def metrics(params: Params, x: Array, y: Array) -> dict[str, float]:
         loss, right = 0.0, 0
@@ -112,23 +137,15 @@ def _network(model: str, hidden: tuple[int, ...], l2: float) -> Functions:
             raise UserCodeError(
                 f"{model}: there is a label {bad}, the training set has 0 to {classes - 1}"
             )
-        for start in range(0, len(x), EVALUATE_ROWS):
-            part = slice(start, start + EVALUATE_ROWS)
+        rows = min(EVALUATE_ROWS, body.most_rows)
+        for start in range(0, len(x), rows):
+            part = slice(start, start + rows)
             logits = forward(params, x[part])[-1]
             right += int(np.count_nonzero(logits.argmax(axis=1) == y[part]))
             loss += _cross_entropy(logits, y[part])
-        loss /= len(x)
-        for weights, _ in layers:
-            loss += 0.5 * l2 * float(np.vdot(params[weights], params[weights]))
-        return {"loss": loss, "accuracy": right / len(x)}
+        return {"loss": loss / len(x) + penalty(params), "accuracy": right / len(x)}
 
     return Functions(init, predict, gradients, metrics)
-
-
-def _rows(x: Array, dtype: np.dtype[Any]) -> Array:
-    """(n, ...) -> (n, features) in `dtype`; a view where it can be."""
-    rows = x.reshape(len(x), -1)
-    return rows if rows.dtype == dtype else rows.astype(dtype)
 
 
 def _classes(model: str, y: Array) -> int:

@@ -89,6 +89,7 @@ VALID: list[dict[str, Any]] = [
     {"lease": "15s", "idle_timeout": 60, "ssh": {"connect_timeout": "1.5s"}},
     {"train": {"model": "softmax", "data": "x/data.py", "optimizer": "sgd"}},
     {"train": {"model": {"mlp": {"hidden": [1, 2]}}, "data": {"csv": "x", "label": "y"}}},
+    {"train": {"model": {"cnn": {"filters": [8], "kernel": 5}}}},
     {"train": {"model": {"mlp": None}, "data": {"npz": "host:/x", "test_fraction": 0.1}}},
     {"train": {"model": "lab.nets", "data": "host:/data.npz"}},
     {"train": {"data": {"svmlight": "a9a", "features": 123}}},

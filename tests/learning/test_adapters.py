@@ -75,8 +75,8 @@ def test_a_model_file_is_plain_functions(tmp_path: Path) -> None:
 def test_builtins_take_options_by_keyword() -> None:
     params = load_model("builtin", "mlp", {"hidden": [7]}).init(np.random.default_rng(0), (X, Y))
     assert params["W1"].shape == (3, 7)
-    with pytest.raises(SpecError, match="no model 'cnn'"):
-        load_model("builtin", "cnn")
+    with pytest.raises(SpecError, match="no model 'rnn'"):
+        load_model("builtin", "rnn")
     with pytest.raises(SpecError, match="model mlp: got an unexpected keyword argument 'depth'"):
         load_model("builtin", "mlp", {"depth": 3})
     with pytest.raises(SpecError, match="'pickle' is not a kind"):
