@@ -8,12 +8,13 @@ PEERS := .peers
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-all check lint types proto bench compare clean system
+.PHONY: help demo install test test-all test-torch check lint types proto bench compare clean system
 
 help:
 	@echo "make demo      install into .venv and train on the digits: 2 servers, 2 workers, this machine"
 	@echo "make test      all tests that take less than ten minutes, SSH hosts included (as root)"
 	@echo "make test-all  the slow ones, too"
+	@echo "make test-torch  those that need torch, which it installs into .venv"
 	@echo "make check     lint, types and tests"
 	@echo "make bench     measure what the README says: start-up and shutdown, and dsgd beside its peers"
 	@echo "make compare   measure the algorithms beside each other, and beside torch"
@@ -41,6 +42,14 @@ test: $(VENV)/.dev system
 
 test-all: $(VENV)/.dev system
 	$(PYTEST)
+
+# A virtual environment that has torch runs these tests with all the others, too.
+$(VENV)/.torch: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch]' --config-settings editable_mode=compat
+	touch $@
+
+test-torch: $(VENV)/.torch
+	$(PYTEST) -m torch
 
 check: lint types test
 

@@ -66,6 +66,10 @@ class Cnn(Options):
     l2: Number = Field(default=0.0, ge=0, description="the loss has l2 / 2 × weights²")
 
 
+class Torch(Options):
+    """A `torch.nn.Module` of your own, `path/to/net.py:Net`; torch must be on the hosts."""
+
+
 class Digits(Options):
     """The UCI handwritten digits that come with dsgd: 1,797 images of 8x8."""
 
@@ -371,6 +375,7 @@ class Grpc(Options):
 
 
 MODELS: dict[str, type[BaseModel]] = {"mlp": Mlp, "softmax": Softmax, "cnn": Cnn}
+MODEL_FILES: dict[str, type[BaseModel]] = {"torch": Torch}  # these take a path and a name in it
 DATASETS: dict[str, type[BaseModel]] = {"digits": Digits}
 READERS: dict[str, type[BaseModel]] = {  # these take a path
     "npz": Npz,

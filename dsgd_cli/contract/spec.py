@@ -39,6 +39,7 @@ from dsgd_cli.contract.options import (
     ALGORITHMS,
     CHANNELS,
     DATASETS,
+    MODEL_FILES,
     MODELS,
     OPTIMIZERS,
     READERS,
@@ -77,6 +78,7 @@ PYTHON = r"[A-Za-z0-9._/+][A-Za-z0-9._/+-]{0,254}"
 HOST_KEY = r"SHA256:[A-Za-z0-9+/]{43}=?"
 ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,254}"
 MODULE = r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.[A-Za-z_][A-Za-z0-9_]{0,99}){0,20}"
+TORCH = re.compile(r".*[^/]\.py:[A-Za-z_]\w{0,99}")  # a file, and a class or function in it
 DURATION = r"^([0-9]+(\.[0-9]+)? *(ms|s|m|h|d) *)+$"  # for editors; `parse_duration` decides
 ON_HOST = "host:"  # in front of a path: it is on the hosts already
 # what a path is by the end of its name
@@ -367,7 +369,7 @@ def _reference(text: str, table: Table, suffixes: Mapping[str, str], what: str) 
 class _Ref(Tree):
     """Where a model or the data come from."""
 
-    name: str = Field(default="", description="name of the built-in, or of the module")
+    name: str = Field(default="", description="name of the built-in, the module, or torch's class")
     path: str = Field(
         default="", description="the file or folder, on this machine unless `on_host`"
     )
@@ -400,21 +402,48 @@ def _long_ref(value: Mapping[str, object], table: Table, readers: Table, what: s
 
 
 class ModelRef(_Ref):
-    """The model: a built-in, a file or a module with plain functions."""
+    """The model: a built-in, a file or a module with plain functions, or a module of torch's."""
 
-    kind: Literal["builtin", "file", "module"] = Field(default="builtin", description="what it is")
+    kind: Literal["builtin", "file", "module", "torch"] = Field(
+        default="builtin", description="what it is"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _long(cls, value: object) -> object:
         if isinstance(value, str):
+            if TORCH.fullmatch(value):
+                raise mistake(f"{show(value)} is not a model", f"write {{torch: {show(value)}}}")
             value = _reference(value, MODELS, MODEL_SUFFIXES, "model")
+        elif isinstance(value, Mapping) and "torch" in value:
+            value = _torch_mapping(value)
         elif isinstance(value, Mapping) and "kind" not in value:
             name, options = choice(MODELS, value, "model")
             value = {"kind": "builtin", "name": name, "options": options}
         if not isinstance(value, Mapping):
             raise mistake(f"expected a model, found {show(value)}", "write mlp or path/to/model.py")
-        return _long_ref(value, MODELS, {}, "model")
+        ref = _long_ref(value, MODELS, MODEL_FILES, "model")
+        if value.get("kind") == "torch" and not str(value.get("name")).isidentifier():
+            what = f"{show(value.get('name'))} is not the name of a class"
+            raise mistake(what, "write a name in the file", ("name",))
+        return ref
+
+
+def _torch_mapping(value: Mapping[str, object]) -> dict[str, Any]:
+    """`{torch: path/to/net.py:Net}` -> the long form."""
+    text = value["torch"]
+    if len(value) > 1:
+        other = next(key for key in value if key != "torch")
+        raise mistake(f"unknown key {show(other)}", "torch takes no options", (other,), key=True)
+    if not isinstance(text, str) or TORCH.fullmatch(text) is None:
+        hint = "write path/to/net.py:Net"
+        raise mistake(f"{show(text)} is not a file and a class in it", hint, ("torch",))
+    _printable(text)
+    on_host = text.startswith(ON_HOST)
+    path, _, name = text.removeprefix(ON_HOST).rpartition(":")
+    if on_host and not path.startswith("/"):
+        raise mistake(f"{show(text)} is not absolute", "write host:/path", ("torch",))
+    return {"kind": "torch", "path": path, "name": name, "on_host": on_host}
 
 
 class DataRef(_Ref):
@@ -538,7 +567,7 @@ class Train(Tree):
         default="mlp",
         validate_default=True,
         description="`mlp`, `softmax`, `cnn`, `{mlp: {hidden: [128]}}`, `path/to/model.py`,"
-        " `package.module`",
+        " `package.module`, `{torch: path/to/net.py:Net}`",
     )
     data: DataRef = Field(
         default="digits",

@@ -23,6 +23,7 @@ from dsgd_cli.contract.options import (
     COMMON,
     DATASETS,
     DECAYS,
+    MODEL_FILES,
     MODELS,
     OPTIMIZERS,
     READERS,
@@ -47,6 +48,14 @@ SCHEMA_FILE = "dsgd.schema.json"
 # fields that nobody writes in full
 SHORT = ("model", "data", "algorithm", "optimizer", "every", "channel")
 
+TORCH: Schema = {
+    "type": "object",
+    "properties": {"torch": {"type": "string", "pattern": r"\.py:[A-Za-z_]\w*$"}},
+    "required": ["torch"],
+    "additionalProperties": False,
+    "description": "A module of torch's: path/to/net.py:Net",
+}
+
 # ── JSON Schema ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -68,7 +77,7 @@ def json_schema() -> str:
         "Every": [text, {"type": "number", "exclusiveMinimum": 0}],
         "Work": [text],
         "Decay": [{"enum": list(DECAYS)}, *_choices(DECAYS)],
-        "ModelRef": [{"enum": list(MODELS)}, _path(MODEL_SUFFIXES), *_choices(MODELS)],
+        "ModelRef": [{"enum": list(MODELS)}, _path(MODEL_SUFFIXES), *_choices(MODELS), TORCH],
         "DataRef": [
             {"enum": list(DATASETS)},
             _path(DATA_SUFFIXES),
@@ -157,7 +166,7 @@ def _fields() -> Iterator[tuple[str, str, str]]:
     yield from _below(ClusterSpec, "")
     tables: tuple[tuple[str, Table], ...] = (
         ("channel", CHANNELS),
-        ("train.model", MODELS),
+        ("train.model", {**MODELS, **MODEL_FILES}),
         ("train.data", {**DATASETS, **READERS}),
         ("train.algorithm", ALGORITHMS),
         ("train.optimizer", {"*": Rule, **OPTIMIZERS}),
@@ -250,6 +259,8 @@ def _ref(ref: ModelRef | DataRef) -> Any:
         return {ref.name: ref.options}
     if ref.kind == "module":
         return ref.name
+    if ref.kind == "torch":
+        return {"torch": f"{path}:{ref.name}"}
     if ref.kind == "file" and path.endswith(".py"):
         return path
     if ref.kind == "file":
@@ -313,7 +324,7 @@ servers: 2              # they share the parameters
 workers: 2              # they compute gradients; or {{count: 8, on: ["gpu*"], threads: 2}}
 
 train:
-  model: mlp            # or {{mlp: {{hidden: [128]}}}}, softmax, path/to/model.py
+  model: mlp            # or {{mlp: {{hidden: [128]}}}}, softmax, cnn, path/to/model.py
   data: digits          # or {{csv: path}}, {{images: folder}}, path/to/data.py
   algorithm: downpour   # each worker at its own pace
   optimizer: {{adagrad: {{learning_rate: 0.05}}}}    # or sgd, momentum, adam

@@ -1,9 +1,10 @@
 """From a reference in the YAML to a `Model` or a `Dataset`, and the boundary to user code.
 
-A reference is `builtin` (name and options), `file` (a .py file), `module` (importable) or, for
-data, one of `readers.table` (a path and options). Whatever user code raises, on import or when
-called, comes out of here as a UserCodeError with their part of the traceback. User code is imported
-once per process, with its own folder on sys.path, and nothing is written next to it.
+A reference is `builtin` (name and options), `file` (a .py file), `module` (importable), for models
+`torch` (a .py file and a name in it) or, for data, one of `readers.table` (a path and options).
+Whatever user code raises, on import or when called, comes out of here as a UserCodeError with their
+part of the traceback. User code is imported once per process, with its own folder on sys.path, and
+nothing is written next to it.
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ CONTRACT = {
     "metrics": ("params", "x", "y"),
     "load": (),
 }
+TORCH_CONTRACT = {  # all of them optional
+    "loss": ("outputs", "y"),
+    "transform": ("x", "train"),
+    "metrics": ("outputs", "y"),
+}
+OWN_FILES = (__file__, str(Path(__file__).with_name("torch_adapter.py")))  # not in tracebacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +128,10 @@ def load_model(
     kind: str, name: str = "", options: Mapping[str, Any] | None = None, path: Path | None = None
 ) -> Model:
     """The model of a reference; `path` is where the file is on this host."""
-    if kind == "builtin":
-        functions: Functions = _made(MODELS, "model", name, options or {})
+    if kind == "torch":
+        name, functions = _torch_model(name, path)
+    elif kind == "builtin":
+        functions = _made(MODELS, "model", name, options or {})
     else:
         module, name = _import(kind, name, path)
         functions = Functions(
@@ -139,6 +148,44 @@ def load_model(
 def _whole(metrics: Callable[..., Any]) -> Callable[..., Any]:
     """The user's function gets an array; only the built-in ones take pixels piece by piece."""
     return lambda params, x, y: metrics(params, np.asarray(x), y)
+
+
+def _torch_model(attribute: str, path: Path | None) -> tuple[str, Functions]:
+    """`path:attribute`, a class of torch's or a function that makes a module, as functions."""
+    try:
+        from dsgd_cli.learning import torch_adapter  # seconds, and not a package of dsgd's
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "torch":
+            raise
+        raise UserCodeError(
+            f"torch is not installed for the python of this host ({sys.executable})",
+            remedy="`pip install torch` there; over SSH, set `env: existing` too",
+        ) from error
+    module, file = _import("file", "", path)
+    name = f"{file}:{attribute}"
+    make: Callable[..., Any] | None = getattr(module, attribute, None)
+    if make is None or not callable(make):
+        callables = [each for each, value in vars(module).items() if callable(value)]
+        near = get_close_matches(attribute, callables, n=1)
+        raise UserCodeError(
+            f"{file}: there is no {attribute}",
+            remedy=f"is {near[0]} meant to be it?" if near else f"define a class {attribute}",
+        )
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise UserCodeError(
+            f"{name} is called without arguments: {error}",
+            remedy="give its arguments defaults, or name a function that makes the module",
+        ) from None
+    except ValueError:  # something of C without a signature
+        pass
+    optional = {
+        each: _function(module, file, each, TORCH_CONTRACT)
+        for each in TORCH_CONTRACT
+        if hasattr(module, each)
+    }
+    return name, torch_adapter.functions(name, make, **optional)
 
 
 def load_data(
@@ -279,8 +326,13 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _function(module: ModuleType, name: str, function: str) -> Callable[..., Any]:
-    arguments = CONTRACT[function]
+def _function(
+    module: ModuleType,
+    name: str,
+    function: str,
+    contract: Mapping[str, tuple[str, ...]] = CONTRACT,
+) -> Callable[..., Any]:
+    arguments = contract[function]
     call = f"{function}({', '.join(arguments)})"
     found: Callable[..., Any] | None = getattr(module, function, None)
     if found is None or not callable(found):
@@ -315,7 +367,8 @@ def _raised(where: str, error: BaseException) -> DsgdError:
     if isinstance(error, DsgdError):
         return error
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [f for f in frames if f.filename != __file__ and not f.filename.startswith("<frozen")]
+    own = (*OWN_FILES, "<frozen")
+    theirs = [frame for frame in frames if not frame.filename.startswith(own)]
     shown = traceback.format_list(theirs) + traceback.format_exception_only(type(error), error)
     verb = "failed:" if where.endswith(": import") else "raised"
     what = " ".join(f"{type(error).__name__}: {error}"[:300].split())

@@ -84,6 +84,8 @@ def test_hosts() -> None:
         ("model.py", "file", "", "model.py", False),
         ("host:/srv/model.py", "file", "", "/srv/model.py", True),
         ("lab.nets", "module", "lab.nets", "", False),
+        ({"torch": "my/net.py:Net"}, "torch", "Net", "my/net.py", False),
+        ({"torch": "host:/srv/net.py:Net"}, "torch", "Net", "/srv/net.py", True),
     ],
 )
 def test_models(model: Any, kind: str, name: str, path: str, on_host: bool) -> None:
@@ -170,7 +172,9 @@ TREES = st.fixed_dictionaries(
         "train": st.fixed_dictionaries(
             {},
             optional={
-                "model": st.sampled_from(["mlp", "softmax", "a.py", "a.b", "host:/a.py"]),
+                "model": st.sampled_from(
+                    ["mlp", "softmax", "a.py", "a.b", "host:/a.py", {"torch": "a.py:A"}]
+                ),
                 "data": st.sampled_from(["digits", {"csv": "x", "label": "y"}, "a.npz"]),
                 "optimizer": st.sampled_from(["sgd", {"adam": {"beta1": 0.5}}, "momentum"]),
                 "algorithm": st.sampled_from(["downpour", {"downpour": {"fetch_every": 2}}]),
@@ -209,6 +213,26 @@ def test_the_dump_is_valid_input_again(fields: dict[str, Any]) -> None:
         ({"hosts": ["gpu1:22"]}, "'gpu1:22' is not an address – write {address: gpu1, port: 22}"),
         ({"hosts": [["a"]]}, "expected a host, found a list – write gpu1 or {address: gpu1}"),
         ({"name": "../x"}, "'../x' is not a name – use a-z, 0-9 and '-', such as 'x'"),
+        (
+            {"train": {"model": "net.py:Net"}},
+            "'net.py:Net' is not a model – write {torch: 'net.py:Net'}",
+        ),
+        (
+            {"train": {"model": {"torch": "net.py"}}},
+            "'net.py' is not a file and a class in it – write path/to/net.py:Net",
+        ),
+        (
+            {"train": {"model": {"torch": "host:net.py:Net"}}},
+            "'host:net.py:Net' is not absolute – write host:/path",
+        ),
+        (
+            {"train": {"model": {"torch": "net.py:Net", "hidden": 3}}},
+            "unknown key 'hidden' – torch takes no options",
+        ),
+        (
+            {"train": {"model": {"kind": "torch", "path": "net.py", "name": "a b"}}},
+            "'a b' is not the name of a class – write a name in the file",
+        ),
         ({"train": {"model": 3}}, "expected a model, found 3 – write mlp or path/to/model.py"),
         (
             {"train": {"model": "a/b.txt"}},

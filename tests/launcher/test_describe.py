@@ -90,6 +90,8 @@ VALID: list[dict[str, Any]] = [
     {"train": {"model": "softmax", "data": "x/data.py", "optimizer": "sgd"}},
     {"train": {"model": {"mlp": {"hidden": [1, 2]}}, "data": {"csv": "x", "label": "y"}}},
     {"train": {"model": {"cnn": {"filters": [8], "kernel": 5}}}},
+    {"train": {"model": {"torch": "nets/net.py:Net"}}},
+    {"train": {"model": {"torch": "host:/nets/net.py:Net"}}},
     {"train": {"model": {"mlp": None}, "data": {"npz": "host:/x", "test_fraction": 0.1}}},
     {"train": {"model": "lab.nets", "data": "host:/data.npz"}},
     {"train": {"data": {"svmlight": "a9a", "features": 123}}},
@@ -176,6 +178,11 @@ def test_the_resolved_file_gives_the_same_specification(tmp_path: Path) -> None:
     again.write_text(resolved_yaml(made))
     assert load(again).spec == made
     assert load(again).notes == ()
+    file.write_text("train:\n  model: {torch: m.py:Net}\n")
+    made = load(file).spec
+    assert made.train.model.path == str(tmp_path / "m.py")
+    again.write_text(resolved_yaml(made))
+    assert load(again).spec == made
     for spec in (local_spec("2x3").spec, local_spec("1x1", "softmax").spec):
         again.write_text(resolved_yaml(spec))
         assert load(again).spec == spec

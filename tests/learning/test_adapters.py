@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dsgd_cli.learning
 from dsgd_cli.contract.errors import SpecError, UserCodeError
 from dsgd_cli.learning.adapters import Model, load_data, load_model
 from dsgd_cli.learning.checks import check_gradients, check_initial
@@ -436,3 +438,30 @@ def test_data_files_that_cannot_be_used(tmp_path: Path, body: str, message: str)
 def test_a_data_file_without_load(tmp_path: Path) -> None:
     with pytest.raises(UserCodeError, match=r"there is no function load\(\)"):
         load_data("file", path=write(tmp_path / "data.py", "def loads(): ..."))
+
+
+# ---- torch
+
+
+def test_a_host_without_torch_is_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "dsgd_cli.learning.torch_adapter", raising=False)
+    monkeypatch.delattr(dsgd_cli.learning, "torch_adapter", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    path = write(tmp_path / "net.py", "from torch import nn\n")
+    with pytest.raises(UserCodeError, match="torch is not installed") as refusal:
+        load_model("torch", "Net", path=path)
+    assert "pip install torch" in refusal.value.remedy
+    assert "env: existing" in refusal.value.remedy
+
+
+def test_models_without_torch_do_not_import_it() -> None:
+    code = (
+        "import sys\n"
+        "from dsgd_cli.learning.adapters import load_model\n"
+        "load_model('builtin', 'cnn')\n"
+        "print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
