@@ -199,6 +199,36 @@ class Tree(BaseModel):
     model_config = FROZEN
 
 
+class Slots(Tree):
+    """How many workers a host takes at most."""
+
+    count: Annotated[int, Field(strict=True, ge=0, le=MAX_WORKERS)] | None = Field(
+        default=None, description="so many, without a GPU"
+    )
+    gpu: Annotated[int, Field(strict=True, ge=1, le=1_024)] | None = Field(
+        default=None, description="so many, each with a GPU of its own (models of torch's)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long(cls, value: object) -> object:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"count": value}
+        if not isinstance(value, Mapping):
+            raise mistake(f"expected how many workers, found {show(value)}", "write 8 or {gpu: 2}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Slots":
+        if (self.count is None) == (self.gpu is None):
+            raise mistake("expected one number of slots", "write 8 or {gpu: 2}")
+        return self
+
+    @property
+    def limit(self) -> int:
+        return (self.gpu if self.count is None else self.count) or 0
+
+
 class Host(Tree):
     """A machine. What is not given here comes from `ssh`."""
 
@@ -217,8 +247,8 @@ class Host(Tree):
     host_key: HostKey | None = Field(
         default=None, description="fingerprint (SHA256:…) of its only accepted key"
     )
-    slots: Annotated[int, Field(strict=True, ge=0, le=MAX_WORKERS)] | None = Field(
-        default=None, description="workers it takes at most; default: no limit"
+    slots: Slots | None = Field(
+        default=None, description="workers it takes at most: `8`, `{gpu: 2}`; default: no limit"
     )
     python: Python | None = Field(default=None, description="python there; default: `ssh.python`")
     advertise: Address | None = Field(

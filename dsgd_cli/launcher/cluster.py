@@ -19,7 +19,7 @@ from dsgd_cli.contract.spec import ClusterSpec, Host
 from dsgd_cli.launcher.hosts import with_defaults
 from dsgd_cli.launcher.observe import ObservedHost, Wanted, check_distinct, check_fit, observe
 from dsgd_cli.launcher.parallel import attempt, on_all
-from dsgd_cli.launcher.placement import Placed, place
+from dsgd_cli.launcher.placement import Placed, gpus, place
 from dsgd_cli.launcher.remote import Message, Remote
 from dsgd_cli.transport.base import Transport
 
@@ -38,6 +38,7 @@ class Cluster:
         self.spec = spec = with_defaults(spec)
         self.say = say
         self.placed: tuple[Placed, ...] = place(spec)
+        self.gpus: dict[str, int] = gpus(self.placed, spec.hosts)
         self.hosts: dict[str, Host] = {host.name: host for host in spec.hosts}
         self.used: tuple[str, ...] = tuple(dict.fromkeys(item.host for item in self.placed))
         self.coordinator_host = next(

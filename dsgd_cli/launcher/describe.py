@@ -74,6 +74,7 @@ def json_schema() -> str:
         "Servers": [{"type": "integer", "minimum": 1, "maximum": MAX_SERVERS}],
         "Workers": [{"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}],
         "Host": [text],
+        "Slots": [{"type": "integer", "minimum": 0, "maximum": MAX_WORKERS}],
         "Every": [text, {"type": "number", "exclusiveMinimum": 0}],
         "Work": [text],
         "Decay": [{"enum": list(DECAYS)}, *_choices(DECAYS)],

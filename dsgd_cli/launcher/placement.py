@@ -6,13 +6,14 @@ the hosts are listed; a host's `slots` bounds its workers. The coordinator runs 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from dsgd_cli.contract.errors import SpecError
 from dsgd_cli.contract.mistakes import Mistake, did_you_mean, show
-from dsgd_cli.contract.names import COORDINATOR, process_name
+from dsgd_cli.contract.names import COORDINATOR, process_name, split_process
 from dsgd_cli.contract.spec import ClusterSpec, Host
 from dsgd_cli.launcher.hosts import expand
 
@@ -34,7 +35,7 @@ def place(spec: ClusterSpec) -> tuple[Placed, ...]:
     workers = eligible(spec.hosts, spec.workers.on)
     placed = [Placed(COORDINATOR, servers[0])]
     placed += [Placed(process_name("server", i), host) for i, host in enumerate(servers)]
-    where = _spread(spec.workers.count, workers, [host.slots for host in workers])
+    where = _spread(spec.workers.count, workers, [_limit(host) for host in workers])
     placed += [Placed(process_name("worker", i), host) for i, host in enumerate(where)]
     return tuple(placed)
 
@@ -45,10 +46,25 @@ def mistakes(spec: ClusterSpec) -> Iterator[Mistake]:
     unmatched = list(_unmatched(spec.hosts, "workers", spec.workers.on))
     yield from unmatched
     hosts = [] if unmatched else eligible(spec.hosts, spec.workers.on)
-    slots = sum(spec.workers.count if host.slots is None else host.slots for host in hosts)
+    limits = map(_limit, hosts)
+    slots = sum(spec.workers.count if limit is None else limit for limit in limits)
     if hosts and spec.workers.count > slots:
         what = f"{spec.workers.count} workers, but their hosts have {slots} slots"
         yield Mistake(("workers", "count"), what, "add hosts or slots, or use fewer workers")
+
+
+def gpus(placed: Iterable[Placed], hosts: Iterable[Host]) -> dict[str, int]:
+    """worker -> which of its host's GPUs is its own, on hosts with `slots: {gpu: n}`."""
+    free = {host.name: itertools.count() for host in hosts if host.slots and host.slots.gpu}
+    return {
+        item.process: next(free[item.host])
+        for item in placed
+        if item.host in free and split_process(item.process)[0] == "worker"
+    }
+
+
+def _limit(host: Host) -> int | None:
+    return None if host.slots is None else host.slots.limit
 
 
 def _unmatched(hosts: Sequence[Host], role: str, patterns: Sequence[str]) -> Iterator[Mistake]:

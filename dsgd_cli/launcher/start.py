@@ -36,7 +36,8 @@ def probe(running: Running) -> None:
     built_in = spec.train.model.kind == spec.train.data.kind == "builtin"
     if built_in and spec.servers.count <= FEW_SERVERS:
         return
-    host = running.host_of[names.process_name("worker", 0)]
+    first = names.process_name("worker", 0)
+    host = running.host_of[first]
     setup = {
         "train": spec.train.model_dump(mode="json"),
         "seed": spec.seed,
@@ -47,7 +48,7 @@ def probe(running: Running) -> None:
         "start",
         process=PROBE,
         argv=daemon_argv(running, host, PROBE),
-        env=daemon_env(running, host, "worker"),
+        env=daemon_env(running, host, first),
         restart=False,
         setup=setup,
     )
@@ -114,7 +115,7 @@ def _start_command(running: Running, step: StartProcess, authority: Authority) -
     return {
         "process": step.process,
         "argv": daemon_argv(running, host, step.process),
-        "env": daemon_env(running, host, role),
+        "env": daemon_env(running, host, step.process),
         "restart": role == "worker",
         "setup": {
             "process": step.process,
@@ -135,11 +136,15 @@ def daemon_argv(running: Running, host: str, process: str) -> list[str]:
     return [python, "-I", "-u", f"{code}/dsgd_cli/daemons/__main__.py", process, cluster]
 
 
-def daemon_env(running: Running, host: str, role: str) -> dict[str, str]:
-    """One BLAS thread per process unless `threads` says otherwise, and the path to the wheels."""
+def daemon_env(running: Running, host: str, process: str) -> dict[str, str]:
+    """One BLAS thread per process unless `threads` says otherwise, its GPU, the path to wheels."""
     workers = running.cluster.spec.workers
+    role, _ = names.split_process(process)
     threads = str(workers.threads if role == "worker" else 1)
     env = dict.fromkeys(BLAS_THREADS, threads)
+    gpus = running.cluster.gpus
+    if process in gpus:
+        env["CUDA_VISIBLE_DEVICES"] = str(gpus[process])
     env |= workers.env if role == "worker" else {}
     env["DSGD_PATH"] = ":".join(running.needs.env_paths(host, running.observed[host].cache))
     return env

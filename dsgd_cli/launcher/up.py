@@ -82,6 +82,7 @@ def process_spec(cluster: Cluster, needs: Needs) -> Message:
         "python": {host: python_of(cluster.hosts[host]) for host in cluster.used},
         "threads": spec.workers.threads,
         "worker_env": dict(spec.workers.env),
+        "gpus": cluster.gpus,
         "advertise": {host: cluster.hosts[host].advertise for host in cluster.used},
     }
 

@@ -68,7 +68,8 @@ def test_hosts() -> None:
     ).hosts
     assert (local.name, local.transport, local.address) == ("local", "local", "localhost")
     assert (plain.name, plain.transport, plain.address) == ("gpu1", "ssh", "gpu1")
-    assert (full.name, full.address, full.slots) == ("big", "10.0.0.2", 3)
+    assert (full.name, full.address) == ("big", "10.0.0.2")
+    assert full.slots is not None and full.slots.limit == 3
     assert spec(hosts=[{"name": "gpu1"}]).hosts == (plain,)
     assert spec(hosts=[{"address": "local", "slots": 2}]).hosts[0].transport == "local"
     assert spec(hosts=["localhost"]).hosts[0].transport == "ssh"
@@ -232,6 +233,22 @@ def test_the_dump_is_valid_input_again(fields: dict[str, Any]) -> None:
         (
             {"train": {"model": {"kind": "torch", "path": "net.py", "name": "a b"}}},
             "'a b' is not the name of a class – write a name in the file",
+        ),
+        (
+            {"hosts": [{"address": "a", "slots": "8"}]},
+            "expected how many workers, found '8' – write 8 or {gpu: 2}",
+        ),
+        (
+            {"hosts": [{"address": "a", "slots": {"gpu": 1, "count": 2}}]},
+            "expected one number of slots – write 8 or {gpu: 2}",
+        ),
+        (
+            {"hosts": [{"address": "a", "slots": {"gpus": 1}}]},
+            "unknown key 'gpus' – did you mean 'gpu'?",
+        ),
+        (
+            {"hosts": [{"address": "a", "slots": {"gpu": 0}}]},
+            "0 is out of range – it must be at least 1",
         ),
         ({"train": {"model": 3}}, "expected a model, found 3 – write mlp or path/to/model.py"),
         (

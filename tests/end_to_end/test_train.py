@@ -162,3 +162,32 @@ def test_a_sweep_trains_every_combination_and_tells_them_apart(user: User) -> No
     kept = json.loads((folders[0].parent / "sweep.json").read_text())
     assert [line["run_dir"] for line in kept] == [line["run_dir"] for line in summaries]
     user.assert_nothing_left()
+
+
+def test_each_worker_is_told_its_gpu_and_a_server_none(user: User) -> None:
+    """There need not be one: it is an environment variable, which models of torch's look at."""
+    user.write(
+        "import os\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "def init(rng, example):\n"
+        "    return {'w': np.zeros(1)}\n"
+        "def predict(params, x):\n"
+        "    return np.zeros((len(x), 1))\n"
+        "def gradients(params, x, y):\n"
+        "    print('GPU', os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True)\n"
+        "    return 1.0, {'w': np.zeros(1)}\n",
+        "model.py",
+    )
+    user.write(
+        "name: NAME\n"
+        "hosts: [{address: local, slots: {gpu: 2}}]\n"
+        "train: {model: model.py, until: {max_epochs: 1}}\n"
+    )
+    run = user.dsgd("train", "--json", "--allow-unconverged")
+    assert run.code == 0, run.err
+    logs = user.folder / run.summary["run_dir"] / "logs"
+    for worker in (0, 1):
+        (log,) = logs.rglob(f"*worker*{worker}*")
+        said = {line for line in log.read_text().splitlines() if "GPU" in line}
+        assert {line.rpartition(" ")[2] for line in said} == {str(worker)}

@@ -84,6 +84,7 @@ VALID: list[dict[str, Any]] = [
     {},
     {"hosts": "gpu[1-4]", "servers": 2, "workers": 3},
     {"hosts": ["local", {"address": "a", "port": 22, "slots": 2, "identity_file": "k"}]},
+    {"hosts": [{"address": "a", "slots": {"gpu": 2}}]},
     {"workers": {"count": 8, "on": "a*", "threads": 2, "env": {"A": "x"}}},
     {"servers": {"count": 2, "on": ["a", "b"]}},
     {"lease": "15s", "idle_timeout": 60, "ssh": {"connect_timeout": "1.5s"}},
@@ -165,7 +166,9 @@ def test_the_resolved_file_gives_the_same_specification(tmp_path: Path) -> None:
     (tmp_path / "data.csv").touch()
     file = tmp_path / "cluster.yaml"
     file.write_text(
-        "hosts: ['a[1-2]', {address: b, host_key: 'SHA256:" + "A" * 43 + "'}]\n"
+        "hosts: ['a[1-2]', {address: g, slots: {gpu: 2}}, {address: b, host_key: 'SHA256:"
+        + "A" * 43
+        + "'}]\n"
         "ssh: {user: '1e-3', connect_timeout: 1.5s}\n"
         "workers: {count: 2, on: [a*], env: {A: '022', B: \"x\\ny: '\", C: '~', D: 'on'}}\n"
         "lease: 1.2345\n"

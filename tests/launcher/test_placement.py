@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dsgd_cli.contract.errors import SpecError
 from dsgd_cli.contract.spec import ClusterSpec
-from dsgd_cli.launcher.placement import mistakes, place
+from dsgd_cli.launcher.placement import gpus, mistakes, place
 
 
 def spec(**fields: Any) -> ClusterSpec:
@@ -53,6 +53,16 @@ def test_a_range_is_a_pattern_too() -> None:
 def test_slots_bound_the_workers() -> None:
     made = spec(hosts=[{"address": "a", "slots": 1}, "b", {"address": "c", "slots": 2}], workers=8)
     assert Counter(on(made, "worker")) == {"a": 1, "b": 5, "c": 2}
+
+
+def test_each_worker_on_a_host_with_gpus_has_one_of_its_own() -> None:
+    made = spec(
+        hosts=[{"address": "a", "slots": {"gpu": 2}}, "b", {"address": "c", "slots": {"gpu": 1}}],
+        servers={"count": 1, "on": "a"},
+        workers=5,
+    )
+    assert on(made, "worker") == list("aabbc")
+    assert gpus(place(made), made.hosts) == {"worker/0": 0, "worker/1": 1, "worker/4": 0}
 
 
 @pytest.mark.parametrize(
