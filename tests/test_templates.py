@@ -19,10 +19,12 @@ TEMPLATES = sorted(FOLDER.glob("*.yaml"))
 def test_all_of_them_are_there() -> None:
     names = [path.stem for path in TEMPLATES]
     assert names == [
+        "convnet",
         "downpour",
         "localhost",
         "own-model",
         "sandblaster",
+        "seq2seq",
         "ssh-localhost",
         "ssh-two-hosts",
         "stale-synchronous",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
@@ -26,8 +29,14 @@ train:
 """
 
 
+TEMPLATES = Path(__file__).parents[2] / "cluster_templates"
+needs_torch = pytest.mark.skipif(
+    find_spec("torch") is None, reason="torch is not installed: `make test-torch`"
+)
+
+
 @pytest.mark.torch
-@pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed: `make test-torch`")
+@needs_torch
 def test_a_module_converges_and_comes_home_by_its_own_names(user: User) -> None:
     user.write(NET, "net.py")
     user.write(CLUSTER)
@@ -42,6 +51,25 @@ def test_a_module_converges_and_comes_home_by_its_own_names(user: User) -> None:
         "2.weight": (10, 64),
         "2.bias": (10,),
     }
+    user.assert_nothing_left()
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@needs_torch
+def test_the_template_learns_to_write_backwards_in_less_than_a_minute(user: User) -> None:
+    for path in TEMPLATES.glob("seq2seq*"):
+        shutil.copy(path, user.folder)
+    run = user.dsgd(
+        *("train", "seq2seq.yaml", "--json", "--set", f"name={user.name}"), timeout_s=100
+    )
+    assert run.code == 0, run.err
+    evaluations = [r for r in user.metrics(run.summary["run_dir"]) if r["kind"] == "evaluate"]
+    last = evaluations[-1]
+    assert last["accuracy"] >= 0.97
+    assert last["perplexity"] == pytest.approx(math.exp(last["loss"]), rel=1e-5)
+    assert last["perplexity"] < 1.2
+    assert run.summary["phases"]["train"] < 60
     user.assert_nothing_left()
 
 
