@@ -17,6 +17,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -98,8 +99,12 @@ class _Adapter:
         self._checked = False  # that buffers stay what they are
 
     def init(self, rng: np.random.Generator, example: tuple[Array, Array]) -> dict[str, Array]:
-        """Makes the module, with torch's random numbers from the run's: the same everywhere."""
-        torch.manual_seed(int(rng.integers(2**63)))
+        """Makes the module, with torch's random numbers from the run's: the same everywhere.
+
+        What is random in training is each worker's own, and the same again with the same seed.
+        """
+        seed = int(rng.integers(2**63))
+        torch.manual_seed(seed)
         net = self._make()
         if not isinstance(net, torch.nn.Module):
             raise UserCodeError(
@@ -109,6 +114,8 @@ class _Adapter:
         if any(torch.nn.parameter.is_lazy(parameter) for parameter in net.parameters()):
             with torch.no_grad():
                 net.eval()(self._transform(_data(example[0], "cpu"), False))
+        process = os.environ.get("DSGD_PROCESS", "")  # worker/3: its agent says so
+        torch.manual_seed(seed ^ crc32(process.encode()))
         trained = {name: each for name, each in net.named_parameters() if each.requires_grad}
         for name, each in trained.items():
             if each.dtype not in (torch.float16, torch.float32, torch.float64):

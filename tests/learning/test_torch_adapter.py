@@ -247,6 +247,21 @@ def test_what_is_random_in_training_is_not_in_an_evaluation(tmp_path: Path) -> N
     assert len({model.predict(params, DATA.x[:8]).tobytes() for _ in range(3)}) == 1
 
 
+def test_dropout_differs_between_workers_and_not_between_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped = "nn.functional.dropout(self.first(x), 0.5, self.training)"
+    losses, first = [], []
+    for process in ("worker/0", "worker/1", "worker/0"):
+        monkeypatch.setenv("DSGD_PROCESS", process)
+        model = model_of(tmp_path, NET.replace("torch.tanh(self.first(x))", dropped))
+        params = initial(model)
+        first.append(params["first.weight"].tobytes())
+        losses.append(model.gradients(params, DATA.x[:8], DATA.y[:8], buffers(params)))
+    assert len(set(first)) == 1
+    assert losses[0] == losses[2] != losses[1]
+
+
 def test_a_recurrent_and_a_convolutional_module(tmp_path: Path) -> None:
     model = model_of(
         tmp_path,
