@@ -11,7 +11,8 @@ import pytest
 from dsgd_cli.contract import errors
 from dsgd_cli.launcher.describe import fields_table
 from dsgd_cli.launcher.load import load
-from dsgd_cli.learning.adapters import forget, load_model
+from dsgd_cli.learning.adapters import forget, load_data, load_model
+from dsgd_cli.learning.probe import probe
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -62,4 +63,16 @@ def test_the_model_contract_example_has_the_right_gradient(tmp_path: Path) -> No
             moved[name][at] += step
             values.append(model.gradients(moved, x, y, scratch))
         assert out[name][at] == pytest.approx((values[0] - values[1]) / 2e-6, abs=1e-6)
+    forget()
+
+
+@pytest.mark.torch
+def test_the_module_of_torchs_is_one_for_the_digits(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed: `make test-torch`")
+    path = tmp_path / "net.py"
+    path.write_text(next(block for block in code("python") if "class Net(nn.Module)" in block))
+    assert "model: {torch: net.py:Net}" in README
+    data = load_data("builtin", "digits").as_dtype("float32")
+    found = probe(load_model("torch", "Net", path=path), data, 0, "float32", 8)
+    assert set(found.metrics) == {"loss", "accuracy"}
     forget()
