@@ -294,6 +294,30 @@ def down(file: Path, overrides: Sequence[str], as_json: bool, force: bool, purge
 
 
 @cli.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER|FILE",
+    help="Where to: a folder or FILE.html; default: the run's folder, for several this one.",
+)
+@json_option
+def report(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
+    """Draw what the runs of these folders (runs/NAME) recorded, laid over each other."""
+    console = _console(as_json)
+    from dsgd_cli.reporting.write import write_report
+
+    written = write_report(runs, out)
+    console.warn(written.troubles)
+    if as_json:
+        console.result(written.as_json())
+        return
+    console.text(f"report: {written.report}")
+    console.note(written.said_of_plots)
+
+
+@cli.command()
 @file_argument
 @set_option
 @json_option

@@ -121,8 +121,11 @@ class Console:
         if summary.get("model"):
             lines.append(f"model: {summary['model']}")
             lines += best_line(summary)
-        if Path(summary["run_dir"]).exists():
-            lines.append(f"metrics and logs: {summary['run_dir']}/")
+        run_dir = Path(summary["run_dir"])
+        if run_dir.exists():
+            lines.append(f"metrics and logs: {run_dir}/")
+        if (run_dir / "report.html").exists():
+            lines.append(f"report: {run_dir / 'report.html'}")
         if kept:
             lines.append("the cluster is still up (--keep): `dsgd down FILE` stops it")
         elif receipt is not None:

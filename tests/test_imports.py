@@ -21,11 +21,13 @@ ALLOWED = {
     "learning": {"contract"},
     "wire": {"contract"},
     "daemons": {"contract", "engine", "learning", "wire"},
-    "launcher": {"contract", "transport", "agent"},
+    "reporting": {"contract"},
+    "launcher": {"contract", "transport", "agent", "reporting"},
 }
 FORBIDDEN = {
     "agent": {"numpy", "grpc", "google", "click", "rich", "yaml", "paramiko", "pydantic"},
     "launcher": {"numpy", "grpc", "google", "click"},
+    "reporting": {"numpy", "grpc", "google", "click", "rich", "paramiko", "pydantic"},
     "transport": {"numpy", "grpc", "google", "click", "rich", "yaml", "pydantic"},
     "contract": {"numpy", "grpc", "google", "click", "rich", "yaml", "paramiko"},
     "engine": {"grpc", "google", "click", "rich", "yaml", "paramiko"},
@@ -74,6 +76,23 @@ def test_paramiko_is_imported_in_one_folder() -> None:
         if "paramiko" in {name.split(".")[0] for name in imported(path)}
     }
     assert users == {"transport/ssh"}
+
+
+def test_matplotlib_is_imported_in_one_file_and_only_when_something_is_drawn() -> None:
+    users = {
+        path.relative_to(PACKAGE).as_posix(): path
+        for path in PACKAGE.rglob("*.py")
+        if "matplotlib" in {name.split(".")[0] for name in imported(path)}
+    }
+    assert set(users) == {"reporting/png.py"}
+    at_import = ast.parse(users["reporting/png.py"].read_text()).body
+    assert "matplotlib" not in {
+        name.split(".")[0]
+        for node in at_import
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [])
+        if name
+    }
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:

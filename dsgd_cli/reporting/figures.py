@@ -1,0 +1,372 @@
+"""Which charts a report has, and what is in them: runs -> figures. Pure.
+
+One run is shown with its workers, several are laid over each other, each in its colour everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dsgd_cli.reporting import series
+from dsgd_cli.reporting.charts import (
+    Axis,
+    BarChart,
+    Chart,
+    Figure,
+    Group,
+    Key,
+    Line,
+    LineChart,
+    Mark,
+    Point,
+    RowMark,
+    StackedChart,
+    Timeline,
+    is_empty,
+)
+from dsgd_cli.reporting.runs import Run
+from dsgd_cli.reporting.scale import short, spans_decades
+from dsgd_cli.reporting.series import Happening, Sample
+
+MAX_WORKERS = 8  # with a line each
+MAX_BARS = 24  # lying ones, and upright ones of a histogram
+MAX_LINES_OF_TABLE = 240
+MAX_MARKS = 400  # of a kind and run on the time axis
+REST = 0.995  # of the pushes are shown one by one, the others in one bar
+TRAINING, HELD_OUT = "training", "held out"
+SECONDS = Axis("time in s", zero=True)
+VIEWS: tuple[tuple[str, Axis, Callable[[Sample], float | None]], ...] = (
+    ("step", Axis("step", zero=True), lambda sample: sample.step),
+    ("epoch", Axis("epoch", zero=True), lambda sample: sample.epoch),
+    ("second", SECONDS, lambda sample: sample.seconds),
+)
+MANY = ("evaluation", "epoch")
+TROUBLES = ("lost", "hung", "failed")
+GREY = 7
+_BYTES = ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"))
+
+
+def figures(runs: Sequence[Run]) -> list[Figure]:
+    """All figures of a report on these runs; one without anything to show says so itself."""
+    named = {name: None for run in runs for name in series.metrics(run) if name != "loss"}
+    return [
+        _loss(runs),
+        *(_metric(runs, name) for name in named),
+        _rate(runs, "examples", "Examples", "Examples computed per second", "examples/s"),
+        _bytes(runs),
+        _spent(runs),
+        _staleness(runs),
+        _timeline(runs),
+    ]
+
+
+# ── over steps, epochs and seconds ─────────────────────────────────────────────────────────────
+
+
+def _loss(runs: Sequence[Run]) -> Figure:
+    found = []
+    for colour, run in enumerate(runs):
+        found.append((run.name, TRAINING, colour, series.training_loss(run)))
+        found.append((run.name, HELD_OUT, colour, series.metrics(run).get("loss", [])))
+    note = "The training loss is the mean of a worker's report, in the middle of its time."
+    if len(runs) > 1:
+        legend, note = _legend(runs), f"Solid: {TRAINING}; dashed: {HELD_OUT}. {note}"
+    else:
+        legend = (Key(TRAINING, 0), Key(HELD_OUT, 0, dashed=True))
+    return _by_sample("loss", "Loss", "loss", found, legend, note)
+
+
+def _metric(runs: Sequence[Run], name: str) -> Figure:
+    found = [
+        (run.name, HELD_OUT, colour, series.metrics(run).get(name, []))
+        for colour, run in enumerate(runs)
+    ]
+    title = f"{name[:1].upper()}{name[1:]} on the held-out examples"
+    return _by_sample(f"metric-{name}", title, name, found, _legend(runs))
+
+
+def _by_sample(
+    name: str,
+    title: str,
+    what: str,
+    found: Sequence[tuple[str, str, int, list[Sample]]],
+    legend: tuple[Key, ...],
+    note: str = "",
+) -> Figure:
+    thinned = [(run, which, colour, series.thin(all_)) for run, which, colour, all_ in found]
+    values = [sample.value for *_, samples in thinned for sample in samples]
+    y = Axis(what, log=what == "loss" and spans_decades(values))
+    views: list[tuple[str, Chart]] = []
+    for view, axis, place in VIEWS:
+        lines = tuple(
+            Line(
+                f"{run}, {which}",
+                colour,
+                _points(samples, place, f"{run}: {which} {what}"),
+                name == "loss" and which == HELD_OUT,
+            )
+            for run, which, colour, samples in thinned
+        )
+        views.append((view, LineChart(axis, y, lines)))
+    rows = [
+        (run, which, *_numbers(sample.step, sample.epoch, sample.seconds, sample.value))
+        for run, which, _, samples in thinned
+        for sample in series.thin(samples, MAX_LINES_OF_TABLE // max(1, len(thinned)))
+    ]
+    head = ("run", "examples", "step", "epoch", "seconds", what)
+    if y.log:
+        note = f"{note} Logarithmic.".strip()
+    return Figure(name, title, tuple(views), legend, note, head, tuple(rows))
+
+
+def _points(
+    samples: Iterable[Sample], place: Callable[[Sample], float | None], what: str
+) -> tuple[Point, ...]:
+    points = []
+    for sample in samples:
+        x = place(sample)
+        if x is not None:
+            epoch = "" if sample.epoch is None else f", epoch {sample.epoch:.3g}"
+            at = f"step {sample.step:.0f}{epoch}, {sample.seconds:.3g} s"
+            points.append(Point(x, sample.value, f"{what} {sample.value:.4g}\n{at}"))
+    return tuple(points)
+
+
+# ── over time ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _rate(
+    runs: Sequence[Run], field: str, name: str, title: str, unit: str, factor: float = 1.0
+) -> Figure:
+    lines = []
+    for label, colour, run, worker in _who(runs):
+        points = tuple(
+            Point(at_s, amount / factor, f"{label}: {short(amount / factor)} {unit}\n{at_s:.3g} s")
+            for at_s, amount in series.rate(run, field, worker)
+        )
+        lines.append(Line(label, colour, points))
+    chart = LineChart(SECONDS, Axis(unit, zero=True), tuple(lines), _trouble_marks(runs))
+    rows = tuple((line.label, *_numbers(p.x, p.y)) for line in lines for p in line.points)
+    note = "Lost and hung workers are the dashed uprights." if chart.marks else ""
+    return Figure(
+        name.lower(),
+        title,
+        (("", chart),),
+        _keys(lines),
+        note,
+        ("run" if len(runs) > 1 else "worker", "seconds", unit),
+        rows,
+    )
+
+
+def _bytes(runs: Sequence[Run]) -> Figure:
+    peak = max(
+        (
+            amount
+            for _, _, run, worker in _who(runs)
+            for _, amount in series.rate(run, "bytes", worker)
+        ),
+        default=0.0,
+    )
+    factor, unit = next(((size, unit) for size, unit in _BYTES if peak >= size), (1.0, "B/s"))
+    title = "Parameters and gradients moved per second"
+    return _rate(runs, "bytes", "Bytes", title, unit, factor)
+
+
+def _who(runs: Sequence[Run]) -> list[tuple[str, int, Run, int | None]]:
+    """What has a line of its own: (label, colour, run, worker or None for all)."""
+    if len(runs) == 1:
+        ranks = series.workers(runs[0])
+        if len(ranks) <= MAX_WORKERS:
+            return [(f"worker/{rank}", place, runs[0], rank) for place, rank in enumerate(ranks)]
+        return [(f"all {len(ranks)} workers", 0, runs[0], None)]
+    return [(run.name, colour, run, None) for colour, run in enumerate(runs)]
+
+
+def _trouble_marks(runs: Sequence[Run]) -> tuple[Mark, ...]:
+    return tuple(
+        Mark(
+            each.seconds,
+            colour if len(runs) > 1 else GREY,
+            f"{run.name}: {each.said}\n{each.seconds:.3g} s",
+        )
+        for colour, run in enumerate(runs)
+        for each in series.happenings(run)
+        if each.what in TROUBLES
+    )
+
+
+# ── sums ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _spent(runs: Sequence[Run]) -> Figure:
+    spent: dict[str, tuple[float, ...]] = {}
+    for run in runs:
+        by_worker = series.spent(run)
+        if len(runs) == 1 and len(by_worker) <= MAX_BARS:
+            spent |= {f"worker/{rank}": parts for rank, parts in by_worker.items()}
+        elif by_worker:
+            label = run.name if len(runs) > 1 else f"all {len(by_worker)} workers"
+            spent[label] = tuple(map(sum, zip(*by_worker.values(), strict=True)))
+    groups = tuple(
+        Group(
+            part,
+            place,
+            tuple(parts[place] for parts in spent.values()),
+            tuple(f"{who}: {parts[place]:.3g} s in {part}" for who, parts in spent.items()),
+        )
+        for place, part in enumerate(series.PARTS)
+    )
+    chart = StackedChart(
+        Axis("seconds, summed over workers" if len(runs) > 1 else "seconds"), tuple(spent), groups
+    )
+    return Figure(
+        "time",
+        "Time in pull, compute and push",
+        (("", chart),),
+        tuple(Key(group.label, group.colour) for group in groups),
+        "Exchanges that are hidden behind computation are in none of them.",
+        ("run" if len(runs) > 1 else "worker", *(f"{part}, s" for part in series.PARTS)),
+        tuple((who, *_numbers(*parts)) for who, parts in spent.items()),
+    )
+
+
+def _staleness(runs: Sequence[Run]) -> Figure:
+    histograms = {run.name: series.staleness(run) for run in runs}
+    bins = _bins(histograms.values())
+    groups = []
+    for colour, (name, histogram) in enumerate(histograms.items()):
+        if not histogram:
+            continue
+        counts = bins.counts(histogram)
+        shares = tuple(100.0 * count / sum(histogram.values()) for count in counts)
+        said = tuple(
+            f"{name}: {count} pushes ({share:.3g} %) of staleness {bins.label(place)}"
+            for place, (count, share) in enumerate(zip(counts, shares, strict=True))
+        )
+        groups.append(Group(name, colour, shares, said))
+    labels = tuple(bins.label(place) for place in range(bins.count))
+    x = Axis("pushes of others between fetch and arrival")
+    chart = BarChart(x, Axis("% of the pushes", zero=True), labels, tuple(groups))
+    note = "" if groups else "No push was stale in these runs, or none lived to its summary."
+    return Figure(
+        "staleness",
+        "Staleness of the pushes",
+        (("", chart),),
+        _legend(runs),
+        note,
+        ("run", "staleness", "% of the pushes"),
+        tuple(
+            (group.label, label, *_numbers(value))
+            for group in groups
+            for label, value in zip(labels, group.values, strict=True)
+            if value
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Bins:
+    """Bars of so many values each; the last is all that is above, if there is a rest."""
+
+    width: int
+    count: int
+    rest: bool
+
+    def counts(self, histogram: Mapping[int, int]) -> list[int]:
+        counts = [0] * self.count
+        for value, count in histogram.items():
+            counts[min(value // self.width, self.count - 1)] += count
+        return counts
+
+    def label(self, place: int) -> str:
+        """`3`, `4–7`, or `≥8`."""
+        first = place * self.width
+        if self.rest and place == self.count - 1:
+            return f"≥{first}"
+        return str(first) if self.width == 1 else f"{first}–{first + self.width - 1}"
+
+
+def _bins(histograms: Iterable[Mapping[int, int]]) -> _Bins:
+    """Narrow ones for nearly all pushes, however stale the stalest are."""
+    cut = top = 0
+    for histogram in histograms:
+        below, total = 0, sum(histogram.values())
+        for value, count in histogram.items():
+            top = max(top, value)
+            if below < REST * total:
+                cut = max(cut, value)
+            below += count
+    width = math.ceil((cut + 1) / MAX_BARS)
+    count = cut // width + 1
+    rest = top >= count * width
+    return _Bins(width, count + rest, rest)
+
+
+def _timeline(runs: Sequence[Run]) -> Figure:
+    told = [(colour, run, each) for colour, run in enumerate(runs) for each in _shown(run)]
+    rows = tuple(dict.fromkeys(_row(runs, run, each) for _, run, each in told))
+    marks = tuple(
+        RowMark(
+            rows.index(_row(runs, run, each)),
+            each.seconds,
+            colour,
+            f"{run.name}: {each.said}\n{each.seconds:.4g} s",
+        )
+        for colour, run, each in told
+    )
+    table = [
+        (run.name, f"{each.seconds:.3f}", each.said)
+        for _, run, each in told
+        if each.what not in MANY
+    ]
+    return Figure(
+        "events",
+        "What happened when",
+        (("", Timeline(SECONDS, rows, marks)),),
+        _legend(runs),
+        "",
+        ("run", "seconds", "event"),
+        tuple(table[:MAX_LINES_OF_TABLE]),
+    )
+
+
+def _row(runs: Sequence[Run], run: Run, each: Happening) -> str:
+    return each.what if len(runs) == 1 else f"{run.name} {each.what}"
+
+
+def _shown(run: Run) -> list[Happening]:
+    """Every event, and of what comes in thousands (epochs, evaluations) an even choice."""
+    by_kind: dict[str, list[Happening]] = {}
+    for each in series.happenings(run):
+        by_kind.setdefault(each.what, []).append(each)
+    return [
+        each
+        for what in sorted(by_kind, key=lambda what: (what in MANY, what))
+        for each in by_kind[what][:: math.ceil(len(by_kind[what]) / MAX_MARKS)]
+    ]
+
+
+# ── small things ───────────────────────────────────────────────────────────────────────────────
+
+
+def _legend(runs: Sequence[Run]) -> tuple[Key, ...]:
+    """Which colour is which run; one run needs none."""
+    if len(runs) == 1:
+        return ()
+    return tuple(Key(run.name, colour) for colour, run in enumerate(runs))
+
+
+def _keys(lines: Sequence[Line]) -> tuple[Key, ...]:
+    return tuple(Key(line.label, line.colour) for line in lines)
+
+
+def _numbers(*values: float | None) -> tuple[str, ...]:
+    return tuple("–" if value is None else f"{value:.5g}" for value in values)
+
+
+def drawn(all_figures: Iterable[Figure]) -> list[Figure]:
+    """Those that show something."""
+    return [figure for figure in all_figures if not all(is_empty(c) for _, c in figure.views)]

@@ -1,0 +1,116 @@
+"""Which charts there are, and what is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dsgd_cli.reporting.charts import (
+    BarChart,
+    Chart,
+    Figure,
+    LineChart,
+    StackedChart,
+    Timeline,
+    is_empty,
+)
+from dsgd_cli.reporting.figures import MAX_BARS, drawn, figures
+from dsgd_cli.reporting.runs import Run, read_runs
+from tests.reporting.runs import SUMMARY, event, folder, report, run, usual
+
+
+def named(runs: list[Run], name: str) -> Figure:
+    return next(figure for figure in figures(runs) if figure.name == name)
+
+
+def only(figure: Figure) -> Chart:
+    ((_, chart),) = figure.views
+    return chart
+
+
+def test_a_run_has_all_charts(tmp_path: Path) -> None:
+    found = figures([run(tmp_path, usual())])
+    assert [figure.name for figure in found] == [
+        *("loss", "metric-accuracy", "examples", "bytes", "time", "staleness", "events")
+    ]
+    assert drawn(found) == found
+    assert all(figure.rows for figure in found)
+
+
+def test_losses_are_over_steps_epochs_and_seconds_and_logarithmic(tmp_path: Path) -> None:
+    figure = named([run(tmp_path, usual())], "loss")
+    assert [view for view, _ in figure.views] == ["step", "epoch", "second"]
+    for _, chart in figure.views:
+        assert isinstance(chart, LineChart)
+        assert chart.y.log
+        training, held_out = chart.lines
+        assert (training.dashed, held_out.dashed) == (False, True)
+        assert len(training.points) == 32 and len(held_out.points) == 16
+        assert "loss" in training.points[0].said and "epoch" in training.points[0].said
+    by_epoch = figure.views[1][1]
+    assert isinstance(by_epoch, LineChart)
+    assert by_epoch.lines[1].points[-1].x == pytest.approx(16, abs=0.1)
+
+
+def test_runs_are_laid_over_each_other_each_in_its_colour(tmp_path: Path) -> None:
+    homes = [folder(tmp_path / name, usual(slower=slower)) for name, slower in (("a", 1), ("b", 2))]
+    runs = read_runs(homes)
+    for figure in figures(runs):
+        if figure.name != "time":
+            assert [(key.label, key.colour) for key in figure.legend] == [("a", 0), ("b", 1)]
+    examples = only(named(runs, "examples"))
+    assert isinstance(examples, LineChart)
+    assert [line.points[-1].x for line in examples.lines] == pytest.approx([4, 8], abs=0.3)
+    time = only(named(runs, "time"))
+    assert isinstance(time, StackedChart)
+    assert time.categories == ("a", "b")
+
+
+def test_one_run_shows_its_workers_and_who_was_lost(tmp_path: Path) -> None:
+    runs = [run(tmp_path, [*usual(), event(1.0, "lost", "worker/1")])]
+    chart = only(named(runs, "bytes"))
+    assert isinstance(chart, LineChart)
+    assert [line.label for line in chart.lines] == ["worker/0", "worker/1"]
+    assert chart.y.title == "MB/s"
+    assert chart.lines[0].points[3].y == pytest.approx(4.0)
+    assert [mark.x for mark in chart.marks] == [1.0]
+    events = only(named(runs, "events"))
+    assert isinstance(events, Timeline)
+    assert events.rows == ("joined", "lost", "epoch", "evaluation")
+    assert len(events.marks) == 2 + 1 + 16 + 16
+
+
+def test_many_workers_are_summed(tmp_path: Path) -> None:
+    runs = [run(tmp_path, [report(rank, 1.0, 10) for rank in range(30)])]
+    examples, time = only(named(runs, "examples")), only(named(runs, "time"))
+    assert isinstance(examples, LineChart) and isinstance(time, StackedChart)
+    assert [line.label for line in examples.lines] == ["all 30 workers"]
+    assert time.categories == ("all 30 workers",)
+    assert time.groups[0].values == pytest.approx((30 * 0.05,))
+
+
+@pytest.mark.parametrize(
+    ("histogram", "labels"),
+    [
+        ({"0": 990, "1": 8, "70": 2}, ("0", "1", "≥2")),
+        ({"0": 1}, ("0",)),
+        ({"2": 5}, ("0", "1", "2")),
+        ({str(value): 1 for value in range(100)}, ("0–4", "5–9")),
+    ],
+)
+def test_the_staleness_is_in_bars_with_the_rare_in_the_last(
+    tmp_path: Path, histogram: dict[str, int], labels: tuple[str, ...]
+) -> None:
+    summary = {**SUMMARY, "staleness": {"histogram": histogram}}
+    chart = only(named([run(tmp_path, [], summary=summary)], "staleness"))
+    assert isinstance(chart, BarChart)
+    assert chart.categories[: len(labels)] == labels
+    assert len(chart.categories) <= MAX_BARS + 1
+    assert sum(chart.groups[0].values) == pytest.approx(100)
+
+
+def test_without_records_every_chart_is_empty_and_nothing_fails(tmp_path: Path) -> None:
+    found = figures([run(tmp_path, [], summary={"outcome": "failed"})])
+    assert drawn(found) == []
+    assert all(is_empty(chart) for figure in found for _, chart in figure.views)
