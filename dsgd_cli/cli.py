@@ -318,6 +318,40 @@ def report(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", metavar="DATA", help="As train.data: digits, FILE.npz, FILE.csv, data.py.")
+@click.option(
+    "--part",
+    type=click.Choice(["held-out", "training", "all"]),
+    help="Which examples; default: held-out, and all of another file that has no such part.",
+)
+@click.option("--best", is_flag=True, help="The best model instead of the last one.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz|FILE.csv",
+    help="Write the outputs there.",
+)
+@json_option
+def predict(
+    run: Path, data: str | None, part: str | None, best: bool, out: Path | None, as_json: bool
+) -> None:
+    """Compute what the model of RUN (runs/NAME) says of some data, here, and its metrics."""
+    console = _console(as_json)
+    from dsgd_cli.launcher import predict as predicting
+
+    options = predicting.Options(data=data, part=part, best=best, out=out)
+    result = predicting.predict(run, options)
+    if as_json:
+        console.result(result)
+        return
+    console.text(predicting.said(result))
+    if out is not None:
+        console.text(f"outputs: {out}")
+
+
+@cli.command()
 @file_argument
 @set_option
 @json_option

@@ -1,0 +1,188 @@
+"""`dsgd predict`: what a run's model says of some data, computed on this machine.
+
+The launcher finds the files and writes the order; a process of the cluster half does the rest
+(`learning.predict`) and answers with one line. Errors of the user's code come back as what they
+were there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import dsgd_cli
+from dsgd_cli.contract.errors import (
+    DsgdError,
+    ProcessDied,
+    SpecError,
+    UsageError,
+    UserCodeError,
+)
+from dsgd_cli.contract.spec import ClusterSpec, DataRef, ModelRef
+from dsgd_cli.launcher.load import load
+from dsgd_cli.launcher.modules import find_module
+from dsgd_cli.launcher.remote import Message
+
+CHILD = "dsgd_cli.learning.predict"
+SUFFIXES = (".npz", ".csv")
+ERRORS: dict[str, type[DsgdError]] = {
+    "SpecError": SpecError,
+    "UserCodeError": UserCodeError,
+    "DsgdError": DsgdError,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `predict` was asked for."""
+
+    data: str | None = None  # a reference as in `train.data`; default: the run's own
+    part: str | None = None  # held-out | training | all
+    best: bool = False
+    out: Path | None = None
+
+
+def predict(run: Path, options: Options) -> Message:
+    """The result as `--json` prints it. Raises UsageError, SpecError, UserCodeError."""
+    if options.out is not None and options.out.suffix not in SUFFIXES:
+        raise UsageError(f"{options.out}: outputs are written as .npz or .csv")
+    model_file = _model_file(run, options.best)
+    spec = _spec(run, options.data)
+    order = {
+        "model_file": str(model_file),
+        "train": spec.train.model_dump(mode="json"),
+        "seed": spec.seed,
+        "files": {
+            "model": _file(spec.train.model, "model"),
+            "data": _file(spec.train.data, "data"),
+        },
+        "own": options.data is None,
+        "part": options.part,
+        "out": None if options.out is None else str(options.out),
+    }
+    answer = _ask(order, spec)
+    return {
+        "type": "prediction",
+        "run": str(run),
+        "model": str(model_file),
+        **{key: answer[key] for key in ("data", "part", "examples", "outputs")},
+        "metrics": _finite(answer["metrics"]),
+        "out": order["out"],
+    }
+
+
+def _model_file(run: Path, best: bool) -> Path:
+    name = "best.safetensors" if best else "model.safetensors"
+    if not run.is_dir():
+        raise UsageError(f"{run}: no such folder", remedy="give the folder of a run: runs/NAME")
+    if not (run / "cluster.yaml").is_file():
+        raise UsageError(
+            f"{run} is not the folder of a run: it has no cluster.yaml",
+            remedy="give the folder that `dsgd train` has named: runs/NAME",
+        )
+    if not (run / name).is_file():
+        other = "" if best or not (run / "best.safetensors").is_file() else "try --best"
+        raise UsageError(f"{run} has no {name}: the run brought no such model home", remedy=other)
+    return run / name
+
+
+def _spec(run: Path, data: str | None) -> ClusterSpec:
+    """The run's description, with other data if there are some."""
+    path = run / "cluster.yaml"
+    try:
+        return load(path, [] if data is None else [_override(path, data)]).spec
+    except SpecError as error:
+        if any(line.startswith("--set") for line in error.details):
+            raise
+        remedy = "the run's own model and data must still be where they were; or give other --data"
+        raise SpecError(error.message, details=error.details, remedy=remedy) from None
+
+
+def _override(path: Path, data: str) -> str:
+    """`--data` as an override; a file of the run's kind is read as the run's own was."""
+    if data.lstrip().startswith("{"):
+        return f"train.data={data}"
+    own = _own_data(path)
+    kind = data.rpartition(".")[2]
+    value = {**own, kind: data} if kind in own else data
+    return f"train.data={json.dumps(value)}"
+
+
+def _own_data(path: Path) -> Mapping[str, Any]:
+    """`train.data` as it is written: its file need not be there any more."""
+    try:
+        own = yaml.safe_load(path.read_text())["train"]["data"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return {}
+    return own if isinstance(own, Mapping) else {}
+
+
+def _file(ref: ModelRef | DataRef, what: str) -> str | None:
+    """Where the user's file is on this machine; None for what is built in or installed."""
+    if ref.on_host and not Path(ref.path).exists():
+        remedy = "predict where it is" + ("" if what == "model" else ", or give --data")
+        raise UsageError(f"the {what} is on the hosts, not here: {ref.path}", remedy=remedy)
+    if ref.path:
+        return ref.path
+    found = find_module(ref.name) if ref.kind == "module" else None
+    return None if found is None else str(found)
+
+
+def _ask(order: Message, spec: ClusterSpec) -> Message:
+    """Start the process, give it the order, read its answer."""
+    here = str(Path(dsgd_cli.__file__).resolve().parents[1])
+    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, **spec.workers.env, "PYTHONPATH": os.pathsep.join(paths)}
+    env["PYTHONSAFEPATH"] = "1"  # the working folder hides nothing
+    done = subprocess.run(
+        [sys.executable, "-m", CHILD],
+        input=json.dumps(order),
+        stdout=subprocess.PIPE,
+        env=env,
+        text=True,
+        check=False,
+    )
+    try:
+        answer: Message = json.loads(done.stdout)
+    except ValueError:
+        raise ProcessDied(
+            f"the process that computes the outputs ended with status {done.returncode}"
+        ) from None
+    if answer["type"] == "failed":
+        _raise(answer)
+    return answer
+
+
+def _raise(answer: Message) -> None:
+    details, remedy = answer.get("details", ()), answer.get("remedy", "")
+    kind = ERRORS.get(answer["error"])
+    if kind is None:
+        raise DsgdError(f"a bug of dsgd: {answer['message']}", details=details)
+    raise kind(answer["message"], details=details, remedy=remedy)
+
+
+def _finite(metrics: Mapping[str, float] | None) -> dict[str, float | None] | None:
+    """JSON has neither NaN nor infinity."""
+    if metrics is None:
+        return None
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def said(result: Message) -> str:
+    """`accuracy 0.9722  loss 0.0907  on 360 held-out examples of digits`."""
+    parts = [
+        f"{name} {'not finite' if value is None else f'{value:.4f}'}"
+        for name, value in sorted((result["metrics"] or {}).items())
+    ]
+    which = "" if result["part"] == "all" else f"{result['part']} "
+    parts.append(f"on {result['examples']} {which}examples of {result['data']}")
+    return "  ".join(parts)

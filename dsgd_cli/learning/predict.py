@@ -1,0 +1,277 @@
+"""The outputs of a trained model: `python -m dsgd_cli.learning.predict`, started by `dsgd predict`.
+
+An order comes as JSON on stdin, the answer is one JSON line on stdout; what user code prints goes
+to stderr. The metrics are computed as in a run, by the same function. A process of its own, since
+the launcher has neither numpy nor a place for user code.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+import traceback
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+from numpy.typing import NDArray
+
+from dsgd_cli.contract.errors import DsgdError, UserCodeError
+from dsgd_cli.learning.adapters import Model, load_data, load_model
+from dsgd_cli.learning.datasets import Dataset, hold_out
+from dsgd_cli.learning.evaluate import CHUNK, evaluate
+from dsgd_cli.learning.tensors import misfits, read_tensors
+
+Array = NDArray[Any]
+Order = Mapping[str, Any]
+HELD_OUT, TRAINING, ALL = "held-out", "training", "all"
+WHOLE_FRACTION = 0.5  # of a file that is put together again: two rows are enough
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """What outputs are computed for; `y` is None where nobody knows it."""
+
+    name: str
+    part: str
+    x: Array
+    y: Array | None
+    data: Dataset | None  # whole, where it was loaded as such
+
+
+def predict(order: Order) -> dict[str, Any]:
+    """Compute, write the outputs, and say the metrics. Raises UserCodeError and SpecError.
+
+    `order`: model_file, train (as the run's), seed, files ({model, data: path or None}), own
+    (whether the data are those of the run), part (or None), out (or None).
+    """
+    train, files = order["train"], order["files"]
+    params = read_tensors(Path(order["model_file"]))
+    model = load_model(*_reference(train["model"]), _path(files["model"]))
+    examples = _examples(order)
+    with np.errstate(all="ignore"):
+        unfit = _unfit(order, model, params, examples)
+        if unfit and order["own"]:
+            raise _misfit(order, examples, unfit)
+        try:
+            outputs = _outputs(model, params, examples.x)
+            metrics = None
+            if examples.y is not None:
+                metrics = evaluate(model, params, examples.x, examples.y)
+        except UserCodeError as error:
+            if not unfit:
+                raise
+            raise _misfit(order, examples, [*unfit, error.message]) from error
+    classes = _classes(outputs, examples.y)
+    if order["out"]:
+        write(Path(order["out"]), outputs, classes)
+    return {
+        "data": examples.name,
+        "part": examples.part,
+        "examples": len(examples.x),
+        "outputs": list(outputs.shape),
+        "metrics": metrics,
+    }
+
+
+# ── the examples ───────────────────────────────────────────────────────────────────────────────
+
+
+def _examples(order: Order) -> Examples:
+    """The part that was asked for. By default the held-out one; all of a file that has none."""
+    ref, path = order["train"]["data"], _path(order["files"]["data"])
+    part, dtype = order["part"], order["train"]["dtype"]
+    whole = _is_whole(ref["kind"], path)
+    if part is None:
+        part = ALL if whole and not order["own"] else HELD_OUT
+    if ref["kind"] == "npz" and part == ALL and path is not None:
+        unlabelled = _unlabelled(path, dtype)
+        if unlabelled is not None:
+            return Examples(path.name, part, unlabelled, None, None)
+    options = ref["options"]
+    if whole and part == ALL:
+        options = {**options, "test_fraction": WHOLE_FRACTION}
+    data = load_data(ref["kind"], ref["name"], options, path).as_dtype(dtype)
+    if part == HELD_OUT:
+        return Examples(data.name, part, data.x_test, data.y_test, data)
+    if part == TRAINING:
+        return Examples(data.name, part, data.x, data.y, data)
+    x, y = np.concatenate([data.x, data.x_test]), np.concatenate([data.y, data.y_test])
+    if whole:
+        order_of_file = _order_of_file(len(x))
+        x, y = x[order_of_file], y[order_of_file]
+    return Examples(data.name, part, x, y, data)
+
+
+def _is_whole(kind: str, path: Path | None) -> bool:
+    """Whether the file has no held-out examples of its own."""
+    if kind == "npz" and path is not None:
+        return "x_test" not in _names(path)
+    return kind == "csv"
+
+
+def _unlabelled(path: Path, dtype: str) -> Array | None:
+    """`x` of a file that has nothing else; None for any other."""
+    if "x" not in (names := _names(path)) or names & {"y", "x_test", "y_test"}:
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            x: Array = arrays["x"]
+    except ValueError as error:
+        raise UserCodeError(f"{path.name}: {error}") from error
+    if x.dtype.kind not in "fiub" or x.ndim == 0 or len(x) == 0:
+        raise UserCodeError(f"{path.name}: x has dtype {x.dtype} and shape {x.shape}")
+    return x.astype(dtype) if x.dtype.kind == "f" else x
+
+
+def _names(path: Path) -> set[str]:
+    """The arrays of a file; none of one that cannot be read, which `load_data` will explain."""
+    with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):
+        arrays = np.load(path, allow_pickle=False)
+        if isinstance(arrays, NpzFile):
+            with arrays:
+                return set(arrays.files)
+    return set()
+
+
+def _order_of_file(count: int) -> Array:
+    """Undoes the shuffle of `hold_out`: it is the same for the same number of examples."""
+    numbers = np.arange(count)
+    split = hold_out("", numbers, numbers, WHOLE_FRACTION)
+    return np.argsort(np.concatenate([split.x, split.x_test]))
+
+
+# ── the model ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _unfit(
+    order: Order, model: Model, params: Mapping[str, Array], examples: Examples
+) -> list[str]:
+    """How the file differs from what `init` makes of these data.
+
+    Of other data than the run's that may be right all the same: there may be fewer classes.
+    """
+    if examples.data is None:
+        return []
+    train = order["train"]
+    size = train["batch_size"] or train["algorithm"]["rows"]
+    rng = np.random.default_rng(order["seed"])
+    try:
+        return misfits(params, model.init(rng, examples.data.example(size)))
+    except UserCodeError:
+        if order["own"]:
+            raise
+        return []
+
+
+def _misfit(order: Order, examples: Examples, found: list[str]) -> UserCodeError:
+    if order["own"]:
+        what, remedy = "the model", "is the model's code still what was trained?"
+    else:
+        what, remedy = examples.name, "examples must have the form of those that were trained on"
+    return UserCodeError(f"{order['model_file']} does not fit {what}", details=found, remedy=remedy)
+
+
+def _outputs(model: Model, params: Mapping[str, Array], x: Array) -> Array:
+    """One row for each example."""
+    parts = []
+    for start in range(0, len(x), CHUNK):
+        some = x[start : start + CHUNK]
+        part = model.predict(params, some)
+        if part.ndim == 0 or len(part) != len(some):
+            raise UserCodeError(
+                f"{model.name}: predict returned shape {part.shape} for {len(some)} examples"
+            )
+        parts.append(part)
+    try:
+        return np.concatenate(parts)
+    except ValueError as error:
+        raise UserCodeError(f"{model.name}: predict's outputs differ in shape: {error}") from error
+
+
+def _classes(outputs: Array, y: Array | None) -> Array | None:
+    """The class with the highest score, where outputs are one score per class."""
+    labels = y is None or (y.ndim == 1 and y.dtype.kind in "iu")
+    return outputs.argmax(axis=1) if labels and outputs.ndim == 2 and outputs.shape[1] > 1 else None
+
+
+# ── the file ───────────────────────────────────────────────────────────────────────────────────
+
+
+def write(path: Path, outputs: Array, classes: Array | None) -> None:
+    """`.npz` with `outputs` and `classes`, or `.csv` with a column for each output."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".csv":
+            _write_csv(part, outputs, classes)
+        else:
+            arrays: dict[str, Any] = {"outputs": outputs}
+            if classes is not None:
+                arrays["classes"] = classes
+            with part.open("wb") as file:
+                np.savez(file, **arrays)
+        part.replace(path)
+    except OSError as error:
+        raise DsgdError(f"{path}: cannot write the outputs: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _write_csv(path: Path, outputs: Array, classes: Array | None) -> None:
+    columns = outputs.reshape(len(outputs), -1)
+    head = [f"output_{number}" for number in range(columns.shape[1])]
+    rows = columns.tolist()
+    if classes is not None:
+        head.append("class")
+        rows = [[*row, kind] for row, kind in zip(rows, classes.tolist(), strict=True)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
+
+
+# ── the process ────────────────────────────────────────────────────────────────────────────────
+
+
+def _reference(ref: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
+    return ref["kind"], ref["name"], ref["options"]
+
+
+def _path(path: str | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def main() -> None:
+    """One order, one answer."""
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what user code prints is no answer
+    order = json.load(sys.stdin)
+    said: dict[str, Any]
+    try:
+        said = {"type": "predicted", **predict(order)}
+    except DsgdError as error:
+        said = {
+            "type": "failed",
+            "error": type(error).__name__,
+            "message": error.message,
+            "details": error.details,
+            "remedy": error.remedy,
+        }
+    except Exception as error:
+        details = traceback.format_exc().splitlines()
+        said = {"type": "failed", "error": "", "message": repr(error), "details": details}
+    answer.write(json.dumps(said) + "\n")
+    answer.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""`dsgd predict` says of a run's model what the run has said."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import numpy as np
+import pytest
+
+from tests.end_to_end.conftest import User
+
+MODEL = """
+import numpy as np
+
+print("imported")
+
+def init(rng, example):
+    x, y = example
+    return {"W": 0.01 * rng.standard_normal((x.shape[1], 3)), "b": np.zeros(3)}
+
+def predict(params, x):
+    return x @ params["W"] + params["b"]
+
+def gradients(params, x, y):
+    z = predict(params, x)
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    loss = -np.log(p[np.arange(len(y)), y]).mean()
+    p[np.arange(len(y)), y] -= 1
+    return loss, {"W": x.T @ p / len(y), "b": p.mean(axis=0)}
+"""
+CLUSTER = """
+name: NAME
+workers: 2
+train:
+  model: model.py
+  data: {csv: data.csv, label: kind, delimiter: ";"}
+  until: {max_epochs: 3}
+"""
+
+
+def table(rows: int, seed: int) -> str:
+    rng = np.random.default_rng(seed)
+    kinds = rng.integers(0, 3, rows)
+    x = rng.standard_normal((rows, 4)) * 0.1
+    x[np.arange(rows), kinds] += 1
+    lines = [f"{kind};{';'.join(map(str, row))}" for kind, row in zip(kinds, x, strict=True)]
+    return "\n".join(["kind;a;b;c;d", *lines])
+
+
+def test_the_metrics_are_those_of_the_run(user: User) -> None:
+    user.write(MODEL, "model.py")
+    user.write(table(600, 1), "data.csv")
+    user.write(CLUSTER)
+    summary = user.dsgd("train", "--json").summary
+    home = summary["run_dir"]
+
+    run = user.dsgd("predict", home, "--json", "--out", "outputs.npz")
+    assert run.code == 0, run.err
+    assert "imported" in run.err  # what the model prints is no result
+    said = run.lines[-1]
+    assert (said["examples"], said["part"], said["data"]) == (120, "held-out", "data.csv")
+    assert said["metrics"]["accuracy"] == summary["value"]
+    assert said["metrics"]["loss"] == pytest.approx(summary["loss"], rel=1e-5)
+    with np.load(user.folder / "outputs.npz") as arrays:
+        assert arrays["outputs"].shape == (120, 3)
+        assert arrays["classes"].shape == (120,)
+
+    best = user.dsgd("predict", home, "--best", "--json").lines[-1]["metrics"]
+    assert best["accuracy"] == summary["best"]["value"]
+
+    # other data are read as the run's own: with its label and its delimiter
+    user.write(table(50, 2), "new.csv")
+    run = user.dsgd("predict", home, "--data", "new.csv", "-o", "new-outputs.csv")
+    assert run.code == 0, run.err
+    assert "on 50 examples of new.csv" in run.out
+    assert len((user.folder / "new-outputs.csv").read_text().splitlines()) == 51
+
+    (user.folder / "data.csv").unlink()
+    run = user.dsgd("predict", home)
+    assert run.code == 3
+    assert "data.csv': no such file" in run.err
+    assert user.dsgd("predict", home, "--data", "new.csv").code == 0
+
+    user.write(MODEL.replace("(x.shape[1], 3)", "(x.shape[1], 7)"), "model.py")
+    user.write(table(600, 1), "data.csv")
+    run = user.dsgd("predict", home)
+    assert run.code == 6
+    assert "W has shape (4, 3) in the file, (4, 7) in the model" in run.err
+
+    user.write(textwrap.dedent("raise RuntimeError('no luck')"), "model.py")
+    run = user.dsgd("predict", home, "--json")
+    assert run.code == 6
+    assert "no luck" in json.dumps(run.lines[-1])
+
+    (user.folder / "model.py").unlink()
+    run = user.dsgd("predict", home)
+    assert run.code == 3
+    assert "model.py': no such file" in run.err
+    user.assert_nothing_left()
+
+
+def test_what_is_no_run_and_what_is_no_format_is_2(user: User) -> None:
+    run = user.dsgd("predict", ".")
+    assert run.code == 2
+    assert "is not the folder of a run" in run.err
+    user.write("name: x", "cluster.yaml")
+    run = user.dsgd("predict", ".")
+    assert run.code == 2
+    assert "has no model.safetensors" in run.err
+    assert user.dsgd("predict", ".", "--out", "x.txt").code == 2

@@ -1,0 +1,192 @@
+"""Outputs of a trained model: of which examples, in which order, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from dsgd_cli.contract.errors import DsgdError, UserCodeError
+from dsgd_cli.learning.adapters import forget, load_data
+from dsgd_cli.learning.models import softmax
+from dsgd_cli.learning.predict import predict
+from dsgd_cli.learning.tensors import read_tensors
+
+Array = np.ndarray[Any, Any]
+DIGITS = {"kind": "builtin", "name": "digits", "options": {}}
+SOFTMAX = {"kind": "builtin", "name": "softmax", "options": {"l2": 0.0}}
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    """Some softmax regression of the digits."""
+    rng = np.random.default_rng(3)
+    path = tmp_path / "model.safetensors"
+    params = {"W1": rng.standard_normal((64, 10)), "b1": rng.standard_normal(10)}
+    save_file({name: array.astype(np.float32) for name, array in params.items()}, path)
+    return path
+
+
+def order(model_file: Path, **more: Any) -> dict[str, Any]:
+    data, path = more.pop("data", DIGITS), more.pop("path", None)
+    return {
+        "model_file": str(model_file),
+        "train": {
+            "model": more.pop("model", SOFTMAX),
+            "data": data,
+            "dtype": "float32",
+            "batch_size": 32,
+            "algorithm": {"name": "downpour"},
+        },
+        "seed": 0,
+        "files": {"model": more.pop("model_path", None), "data": path and str(path)},
+        "own": True,
+        "part": None,
+        "out": None,
+        **more,
+    }
+
+
+def expected(model_file: Path, x: Array) -> Array:
+    return np.asarray(softmax().predict(read_tensors(model_file), x))
+
+
+def npz(path: Path, **arrays: Array) -> dict[str, Any]:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return {"data": {"kind": "npz", "name": "", "options": {"test_fraction": 0.2}}, "path": path}
+
+
+@pytest.mark.parametrize(("part", "count"), [(None, 360), ("training", 1437), ("all", 1797)])
+def test_the_part_that_was_asked_for(model_file: Path, part: str | None, count: int) -> None:
+    out = model_file.with_name("out.npz")
+    said = predict(order(model_file, part=part, out=str(out)))
+    assert (said["part"], said["examples"]) == (part or "held-out", count)
+    assert said["outputs"] == [count, 10]
+    data = load_data("builtin", "digits")
+    x = {None: data.x_test, "training": data.x, "all": np.concatenate([data.x, data.x_test])}[part]
+    with np.load(out) as arrays:
+        assert np.allclose(arrays["outputs"], expected(model_file, x), atol=1e-6)
+        assert np.array_equal(arrays["classes"], arrays["outputs"].argmax(axis=1))
+
+
+def test_another_file_is_answered_row_by_row(model_file: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.random((7, 64), np.float32), np.array([3, 1, 4, 1, 5, 9, 2])
+    out = tmp_path / "out.npz"
+    said = predict(
+        order(model_file, **npz(tmp_path / "new.npz", x=x, y=y), own=False, out=str(out))
+    )
+    assert (said["part"], said["data"], said["examples"]) == ("all", "new.npz", 7)
+    with np.load(out) as arrays:
+        assert np.allclose(arrays["outputs"], expected(model_file, x), atol=1e-6)
+        assert said["metrics"]["accuracy"] == (arrays["classes"] == y).mean()
+
+
+def test_rows_of_a_csv_stay_in_their_order(model_file: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(1).random((2, 64))
+    path = tmp_path / "new.csv"
+    np.savetxt(path, np.column_stack([x, [7, 8]]), delimiter=",")
+    data = {"kind": "csv", "name": "", "options": {"label": -1, "delimiter": ","}}
+    out = tmp_path / "out.csv"
+    said = predict(order(model_file, data=data, path=path, own=False, out=str(out)))
+    assert said["examples"] == 2
+    head, *rows = out.read_text().splitlines()
+    assert head == ",".join([*(f"output_{number}" for number in range(10)), "class"])
+    values = np.array([[float(cell) for cell in row.split(",")] for row in rows])
+    assert np.allclose(values[:, :10], expected(model_file, x), atol=1e-5)
+    assert np.array_equal(values[:, 10], values[:, :10].argmax(axis=1))
+
+
+def test_examples_without_labels_have_outputs_and_no_metrics(
+    model_file: Path, tmp_path: Path
+) -> None:
+    new = npz(tmp_path / "new.npz", x=np.ones((1, 64)))
+    said = predict(order(model_file, **new, own=False))
+    assert (said["examples"], said["metrics"]) == (1, None)
+
+
+def test_held_out_examples_of_another_file_are_taken_if_it_has_some(
+    model_file: Path, tmp_path: Path
+) -> None:
+    x, y = np.ones((5, 64)), np.arange(5)
+    new = npz(tmp_path / "new.npz", x=x, y=y, x_test=x[:2], y_test=y[:2])
+    said = predict(order(model_file, **new, own=False))
+    assert (said["part"], said["examples"]) == ("held-out", 2)
+
+
+def test_a_model_that_is_another_is_named(model_file: Path) -> None:
+    mlp = {"kind": "builtin", "name": "mlp", "options": {"hidden": [16]}}
+    with pytest.raises(UserCodeError, match="does not fit the model") as caught:
+        predict(order(model_file, model=mlp))
+    assert caught.value.details == (
+        "the file has no W2",
+        "the file has no b2",
+        "W1 has shape (64, 10) in the file, (64, 16) in the model",
+        "b1 has shape (10,) in the file, (16,) in the model",
+    )
+
+
+def test_examples_of_another_form_are_named(model_file: Path, tmp_path: Path) -> None:
+    new = npz(tmp_path / "new.npz", x=np.ones((5, 63)), y=np.arange(5))
+    with pytest.raises(UserCodeError, match=r"does not fit new\.npz") as caught:
+        predict(order(model_file, **new, own=False))
+    assert caught.value.details[0].startswith("W1 has shape (64, 10) in the file, (63, ")
+
+
+def test_one_output_an_example_is_no_class(model_file: Path, tmp_path: Path) -> None:
+    source = tmp_path / "line.py"
+    source.write_text(
+        "def init(rng, example): return {'W1': rng.random((64, 10)), 'b1': rng.random(10)}\n"
+        "def predict(params, x): return x.sum(axis=1)\n"
+        "def gradients(params, x, y): return 0.5, params\n"
+    )
+    model = {"kind": "file", "name": "", "options": {}}
+    out = tmp_path / "out.csv"
+    said = predict(order(model_file, model=model, model_path=str(source), out=str(out)))
+    forget()
+    assert said["outputs"] == [360]
+    assert said["metrics"] == {"loss": 0.5}
+    assert out.read_text().startswith("output_0\n")
+
+
+def header(entries: object, body: bytes = b"") -> bytes:
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\xff" * 8,
+        header([]),
+        header({"W": 1}),
+        header({"W": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"),
+        header({"W": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"),
+        header({"W": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}}, b"1234"),
+        header({"W": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"1234"),
+    ],
+)
+def test_a_damaged_file_is_a_sentence(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(raw)
+    with pytest.raises(UserCodeError, match=r"not a whole \.safetensors file"):
+        read_tensors(path)
+
+
+def test_arrays_are_what_was_saved(tmp_path: Path) -> None:
+    arrays = {"a": np.arange(6.0).reshape(2, 3), "empty": np.zeros((0, 3)), "one": np.array(2.0)}
+    save_file(arrays, tmp_path / "some.safetensors", metadata={"dsgd.run": "x"})
+    found = read_tensors(tmp_path / "some.safetensors")
+    assert set(found) == set(arrays)
+    assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(model_file: Path) -> None:
+    with pytest.raises(DsgdError, match="cannot write the outputs"):
+        predict(order(model_file, out=f"{model_file}/out.npz"))
