@@ -222,14 +222,21 @@ def sweep(
 @file_argument
 @set_option
 @json_option
-def status(file: Path, overrides: Sequence[str], as_json: bool) -> None:
+@click.option("--metrics", is_flag=True, help="As Prometheus text, for its textfile collector.")
+def status(file: Path, overrides: Sequence[str], as_json: bool, metrics: bool) -> None:
     """Show what runs, and until when."""
+    if as_json and metrics:
+        raise click.UsageError("give --json or --metrics, not both")
     console = _console(as_json)
     spec = _load(console, file, overrides).spec
     from dsgd_cli.launcher.commands import look
 
     report = look(spec, console)
-    if as_json:
+    if metrics:
+        from dsgd_cli.reporting.exposition import exposition
+
+        console.text(exposition(report.as_json()))
+    elif as_json:
         console.result(report.as_json())
     else:
         console.text(console.table(report.HEAD, report.rows))

@@ -120,6 +120,7 @@ class Status:
     entries: tuple[Message, ...]
     errors: dict[str, DsgdError]
     said: str
+    run: Message  # what is known of the run that is under way or was the last; may be empty
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
@@ -131,6 +132,7 @@ class Status:
             "cluster": self.cluster,
             "processes": list(self.entries),
             "unreachable": {host: error.message for host, error in self.errors.items()},
+            "run": self.run,
             "said": self.said,
         }
 
@@ -177,16 +179,17 @@ def look(spec: ClusterSpec, screen: Screen) -> Status:
     said = _outlook(found)
     if errors:
         said += f"; {len(errors)} hosts do not answer"
-    return Status(spec.name, tuple(_entries(cluster, found, errors)), errors, said)
+    run = _last_run(found)
+    return Status(spec.name, tuple(_entries(cluster, found, errors, run)), errors, said, run)
 
 
 def _entries(
     cluster: Cluster,
     found: dict[str, tuple[ObservedHost, Message]],
     errors: dict[str, DsgdError],
+    run: Message,
 ) -> list[Message]:
     entries: list[Message] = []
-    run = _last_progress(found)
     for item in cluster.placed:
         entry: Message = {"process": item.process, "host": item.host, "state": "absent"}
         if item.host in errors:
@@ -204,13 +207,20 @@ def _entries(
     return entries
 
 
-def _last_progress(found: dict[str, tuple[ObservedHost, Message]]) -> Message:
-    """What the coordinator said last of a run."""
+def _last_run(found: dict[str, tuple[ObservedHost, Message]]) -> Message:
+    """What the coordinator said last of a run, with the staleness if it is over."""
     for _, hello in found.values():
         last = (hello.get("last") or {}).get(names.COORDINATOR) or {}
         if "progress" in last:
-            return dict(last["progress"])
+            run = {key: value for key, value in last["progress"].items() if key != "type"}
+            end = last.get("finished") or {}  # perhaps of the run before
+            over = all(end.get(theirs) == run.get(ours) for ours, theirs in _SAME_AT_THE_END)
+            return {**run, "finished": over, **({"staleness": end["staleness"]} if over else {})}
     return {}
+
+
+# a run's last progress is said when it is over
+_SAME_AT_THE_END = (("step", "steps"), ("examples", "examples"), ("epoch", "epochs"))
 
 
 def _outlook(found: dict[str, tuple[ObservedHost, Message]]) -> str:

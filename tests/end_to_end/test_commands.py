@@ -75,6 +75,14 @@ def test_up_twice_status_train_keep_and_down_twice(user: User) -> None:
         train = user.dsgd("train", "--keep", "--json")
         assert train.code == 0, train.err
     assert {(m.pid, m.process) for m in user.members()} == before
+    metrics = user.dsgd("status", "--metrics")
+    assert metrics.code == 0, metrics.err
+    label = f'{{cluster="{user.name}"'
+    assert metrics.out.count(f"dsgd_process_up{label}") == 5
+    assert f"dsgd_run_steps_total{label}}} {train.summary['steps']}\n" in metrics.out
+    assert f"dsgd_run_finished{label}}} 1\n" in metrics.out
+    assert f"dsgd_run_staleness{label},quantile=" in metrics.out
+    assert user.dsgd("status", "--metrics", "--json").code == 2
 
     down = user.dsgd("down", "--json")
     assert down.code == 0
