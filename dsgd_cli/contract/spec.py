@@ -628,6 +628,9 @@ class Train(Tree):
         default={}, validate_default=True, description="when the held-out examples are evaluated"
     )
     until: Until = Field(default={}, validate_default=True, description="when the run ends")
+    tensorboard: bool = Field(
+        default=False, strict=True, description="also write scalars for TensorBoard"
+    )
 
     @model_validator(mode="after")
     def _batch(self) -> "Train":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
-from typing import IO, Protocol
+from typing import Protocol
 
 from dsgd_cli.contract import names
 from dsgd_cli.contract.errors import ProcessDied
+from dsgd_cli.launcher.records import Records
 from dsgd_cli.launcher.remote import Message
 from dsgd_cli.launcher.result import Result
 from dsgd_cli.launcher.running import Running
@@ -27,7 +27,7 @@ class TrainScreen(Screen, Protocol):
     def progress_ends(self) -> None: ...
 
 
-def follow(running: Running, result: Result, screen: TrainScreen, metrics: IO[str]) -> Message:
+def follow(running: Running, result: Result, screen: TrainScreen, records: Records) -> Message:
     """The run's `finished` message. Raises what ended the run before that."""
     stop_by: float | None = None
     heard_at = time.monotonic()
@@ -51,12 +51,12 @@ def follow(running: Running, result: Result, screen: TrainScreen, metrics: IO[st
             stop_by = now + STOP_TIMEOUT_S
         elif said.process == names.COORDINATOR:
             heard_at = now
-            if (finished := _heard(running, result, screen, metrics, said)) is not None:
+            if (finished := _heard(running, result, screen, records, said)) is not None:
                 return finished
 
 
 def _heard(
-    running: Running, result: Result, screen: TrainScreen, metrics: IO[str], said: Said
+    running: Running, result: Result, screen: TrainScreen, records: Records, said: Said
 ) -> Message | None:
     """One message of the coordinator; the last one is returned."""
     message, kind = said.message, said.message.get("type")
@@ -64,7 +64,7 @@ def _heard(
         result.last_progress = message
         screen.progress(message)
     elif kind == "record":
-        metrics.write(json.dumps(message["record"]) + "\n")
+        records.add(message["record"])
         screen.record(message["record"])
     elif kind == "unreachable":
         raise ProcessDied(unreachable(message, running.host_of).message)

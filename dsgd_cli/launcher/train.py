@@ -24,6 +24,7 @@ from dsgd_cli.launcher.down import kill, take_down
 from dsgd_cli.launcher.follow import TrainScreen, follow
 from dsgd_cli.launcher.interrupt import FORCED_CODE, Forced, Interrupts
 from dsgd_cli.launcher.phases import Phases
+from dsgd_cli.launcher.records import Records
 from dsgd_cli.launcher.remote import Message
 from dsgd_cli.launcher.result import Result
 from dsgd_cli.launcher.running import Running
@@ -163,9 +164,9 @@ class Training:
                     "workers": spec.workers.count,
                 },
             )
-            path = self._result.run_dir / "metrics.jsonl"
-            with _files_are_ours(), path.open("w") as metrics:
-                self._result.finished = follow(running, self._result, self._screen, metrics)
+            folder, wanted = self._result.run_dir, spec.train.tensorboard
+            with _files_are_ours(), Records(folder, wanted) as records:
+                self._result.finished = follow(running, self._result, self._screen, records)
         finally:
             interrupts.deliver = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.end_to_end.conftest import User
+from tests.reporting.test_tensorboard import read
 
 SHORT = "train.until={max_epochs: 3}"
 
@@ -35,3 +36,16 @@ def test_a_folder_that_is_no_run_is_2(user: User) -> None:
     assert run.code == 2
     assert "error: . is not the folder of a run" in run.err
     assert user.dsgd("report").code == 2
+
+
+def test_scalars_for_tensorboard_are_written_on_request(user: User) -> None:
+    arguments = ("train", "--local", "1x2", "--set", f"name={user.name}", "--set", SHORT, "--json")
+    run = user.dsgd(*arguments)
+    assert run.code == 0, run.err
+    assert not list(user.folder.glob("runs/*/events.out.tfevents.*"))
+    run = user.dsgd(*arguments, "--set", "train.tensorboard=true")
+    assert run.code == 0, run.err
+    (path,) = user.folder.glob("runs/*/events.out.tfevents.*")
+    held_out = [event for event in read(path) if event.tag == "held_out/accuracy"]
+    evaluations = [r for r in user.metrics(run.summary["run_dir"]) if r["kind"] == "evaluate"]
+    assert [event.step for event in held_out] == [record["step"] for record in evaluations]
