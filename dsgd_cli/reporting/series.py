@@ -44,13 +44,14 @@ class Happening:
 
 def number(value: Any) -> float | None:
     """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if type(value) is float:  # nearly always, and there are many
+        return value if math.isfinite(value) else None
+    if type(value) is not int:  # a bool is none
         return None
     try:
-        found = float(value)
+        return float(value)
     except OverflowError:
         return None
-    return found if math.isfinite(found) else None
 
 
 class Epochs:
