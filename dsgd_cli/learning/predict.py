@@ -27,6 +27,7 @@ from dsgd_cli.contract.errors import DsgdError, UserCodeError
 from dsgd_cli.learning.adapters import Model, load_data, load_model
 from dsgd_cli.learning.datasets import Dataset, hold_out
 from dsgd_cli.learning.evaluate import CHUNK, evaluate
+from dsgd_cli.learning.pixels import Pixels
 from dsgd_cli.learning.tensors import misfits, read_tensors
 
 Array = NDArray[Any]
@@ -41,7 +42,7 @@ class Examples:
 
     name: str
     part: str
-    x: Array
+    x: Array | Pixels
     y: Array | None
     data: Dataset | None  # whole, where it was loaded as such
 
@@ -114,7 +115,7 @@ def _is_whole(kind: str, path: Path | None) -> bool:
     """Whether the file has no held-out examples of its own."""
     if kind == "npz" and path is not None:
         return "x_test" not in _names(path)
-    return kind == "csv"
+    return kind in ("csv", "svmlight")
 
 
 def _unlabelled(path: Path, dtype: str) -> Array | None:
@@ -179,7 +180,7 @@ def _misfit(order: Order, examples: Examples, found: list[str]) -> UserCodeError
     return UserCodeError(f"{order['model_file']} does not fit {what}", details=found, remedy=remedy)
 
 
-def _outputs(model: Model, params: Mapping[str, Array], x: Array) -> Array:
+def _outputs(model: Model, params: Mapping[str, Array], x: Array | Pixels) -> Array:
     """One row for each example."""
     parts = []
     for start in range(0, len(x), CHUNK):
