@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import os
 import stat
 import threading
 from pathlib import Path
@@ -29,7 +28,7 @@ def verdict(
 
 
 def hashed(name: str) -> str:
-    salt = os.urandom(20)
+    salt = bytes(range(20))
     digest = hmac.new(salt, name.encode(), hashlib.sha1).digest()
     return f"|1|{base64.b64encode(salt).decode()}|{base64.b64encode(digest).decode()}"
 
