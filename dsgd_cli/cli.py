@@ -248,6 +248,19 @@ def status(file: Path, overrides: Sequence[str], as_json: bool, metrics: bool) -
 @file_argument
 @set_option
 @json_option
+def top(file: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Watch the run of a cluster that somebody else has started; Ctrl-C leaves the view."""
+    console = _console(as_json)
+    spec = _load(console, file, overrides).spec
+    from dsgd_cli.launcher.top import top as watch
+
+    watch(spec, console)
+
+
+@cli.command()
+@file_argument
+@set_option
+@json_option
 @click.option("-f", "--follow", is_flag=True, help="Wait for more lines; Ctrl-C leaves the view.")
 @click.option("--role", multiple=True, metavar="ROLE", help="worker, worker/3, server, …")
 @click.option("--host", multiple=True, metavar="HOST", help="Only the processes of this host.")

@@ -183,3 +183,34 @@ def test_logs_show_what_processes_print(user: User) -> None:
     left = user.finish(follow, timeout_s=5)
     assert (left.code, "left the log view" in left.err) == (0, True)
     assert user.dsgd("down").code == 0
+
+
+def test_top_watches_a_run_without_touching_it(user: User) -> None:
+    user.write("name: NAME\ntrain: {until: {accuracy: 1.0, loss: 0.0, max_time: 1h}}\n")
+    nothing = user.dsgd("top")
+    assert nothing.code == 2
+    assert "nothing runs on local" in nothing.err
+    training = user.start("train", "--json")
+    wait_until(lambda: user.pid_of("coordinator/0"), 20, "a coordinator")
+    wait_until(
+        lambda: '"progress"' in (training.stdout and training.stdout.readline()), 20, "a run"
+    )
+    watching, leaving = user.start("top", "--json"), user.start("top")
+    for top in (watching, leaving):
+        assert top.stdout is not None
+        assert top.stderr is not None
+    lines = iter(watching.stdout.readline, "")
+    first = next(line for line in map(json.loads, lines) if line["type"] == "progress")
+    assert first["workers"] == 2
+    later = next(line for line in map(json.loads, lines) if line["type"] == "progress")
+    assert later["step"] > first["step"]
+    assert "examples/s" in leaving.stderr.readline()
+    leaving.send_signal(signal.SIGINT)
+    left = user.finish(leaving, timeout_s=5)
+    assert left.code == 0
+    assert "goes on" in left.err
+    assert training.poll() is None
+    training.send_signal(signal.SIGINT)
+    assert user.finish(training).code == 130
+    assert user.finish(watching, timeout_s=10).code == 0
+    user.assert_nothing_left()
