@@ -212,9 +212,8 @@ def sweep(
             console.result(summary)
     else:
         console.text(console.table(made.head(), list(made.rows())))
-        console.note(f"runs: {made.folder}/")
-        for cell, error in made.errors:
-            console.warn([f"{cell.label}: {error.message}"])
+        console.note(f"runs: {made.folder}/  together: {made.folder}/report.html")
+    console.warn([*made.warnings, *(f"{cell.label}: {error}" for cell, error in made.errors)])
     made.check()
 
 

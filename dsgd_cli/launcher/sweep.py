@@ -27,6 +27,8 @@ from dsgd_cli.launcher.phases import Phases
 from dsgd_cli.launcher.remote import Message
 from dsgd_cli.launcher.result import Result
 from dsgd_cli.launcher.train import Options, train
+from dsgd_cli.reporting.runs import is_run
+from dsgd_cli.reporting.write import draw
 
 MOST = 1000  # runs; more are a slip
 STOPS = (8, 9)  # exit codes after which the next run would only fail the same way
@@ -64,6 +66,7 @@ class Sweep:
     cells: Sequence[Cell]
     summaries: list[Message] = field(default_factory=list)  # of the first cells
     errors: list[tuple[Cell, DsgdError]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """The table: the values of each cell, then what it came to."""
@@ -140,12 +143,16 @@ def sweep(cells: Sequence[Cell], screen: TrainScreen, options: Options) -> Sweep
         _add(made, cell, result)
         if isinstance(result.error, Interrupted) or _code(result) in STOPS:
             break
+    runs = [Path(summary["run_dir"]) for summary in made.summaries]
+    if began := [run for run in runs if is_run(run)]:
+        made.warnings += draw(began, made.folder)
     return made
 
 
 def _add(made: Sweep, cell: Cell, result: Result) -> None:
     summary: dict[str, Any] = {**result.summary(), "sweep": dict(cell.values)}
     made.summaries.append(summary)
+    made.warnings += [f"{cell.label}: {warning}" for warning in result.warnings]
     if result.error is not None:
         made.errors.append((cell, result.error))
     text = json.dumps(made.summaries, indent=1)

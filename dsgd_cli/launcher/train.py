@@ -29,7 +29,7 @@ from dsgd_cli.launcher.remote import Message
 from dsgd_cli.launcher.result import Result
 from dsgd_cli.launcher.running import Running
 from dsgd_cli.launcher.up import bring_up
-from dsgd_cli.reporting.write import is_quick, write_report
+from dsgd_cli.reporting.write import draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +61,8 @@ def train(spec: ClusterSpec, screen: TrainScreen, options: Options, phases: Phas
         return result
     with _files_are_ours():
         (result.run_dir / "summary.json").write_text(json.dumps(result.summary(), indent=1) + "\n")
-    _draw(result)
+    result.warnings += draw([result.run_dir])
     return result
-
-
-def _draw(result: Result) -> None:
-    """The report beside the records. Nothing that goes wrong with a picture fails a training."""
-    if not is_quick(result.run_dir):
-        result.warnings.append(f"many records: `dsgd report {result.run_dir}` draws them")
-        return
-    try:
-        write_report([result.run_dir])
-    except DsgdError as error:
-        result.warn("no report", error)
-    except Exception as error:
-        result.warnings.append(f"no report: a bug of dsgd: {error!r}")
-    except KeyboardInterrupt:  # the pictures were not worth waiting for
-        result.warnings.append(f"no report: stopped; `dsgd report {result.run_dir}` writes it")
 
 
 class Training:

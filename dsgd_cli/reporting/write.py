@@ -71,6 +71,25 @@ def write_report(folders: Sequence[Path], target: Path | None = None) -> Written
     return Written(path, plots, tuple(runs))
 
 
+def draw(folders: Sequence[Path], target: Path | None = None) -> list[str]:
+    """The report in passing, at the end of trainings; why there is none, if there is none.
+
+    Nothing that goes wrong with a picture fails a training.
+    """
+    by_hand = f"`dsgd report {' '.join(map(str, folders))}`"
+    if not all(map(is_quick, folders)):
+        return [f"many records: {by_hand} draws them"]
+    try:
+        write_report(folders, target)
+    except DsgdError as error:
+        return [f"no report: {error.message}", *(f"  {line}" for line in error.details)]
+    except Exception as error:
+        return [f"no report: a bug of dsgd: {error!r}"]
+    except KeyboardInterrupt:  # the pictures were not worth waiting for
+        return [f"no report: stopped; {by_hand} writes it"]
+    return []
+
+
 def is_quick(folder: Path) -> bool:
     """Whether a report on this run takes less than a second or so."""
     path = folder / METRICS

@@ -161,6 +161,8 @@ def test_a_sweep_trains_every_combination_and_tells_them_apart(user: User) -> No
     assert len({folder.parent for folder in folders}) == 1
     kept = json.loads((folders[0].parent / "sweep.json").read_text())
     assert [line["run_dir"] for line in kept] == [line["run_dir"] for line in summaries]
+    page = (folders[0].parent / "report.html").read_text()
+    assert all(folder.name in page for folder in folders)
     user.assert_nothing_left()
 
 
