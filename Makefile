@@ -38,10 +38,10 @@ system:
 	sh tests/install_system.sh
 
 test: $(VENV)/.dev system
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" -n 2 --dist loadfile
 
-test-all: $(VENV)/.dev system
-	$(PYTEST)
+test-all: test
+	$(PYTEST) -m slow
 
 # A virtual environment that has torch runs these tests with all the others, too.
 $(VENV)/.torch: $(VENV)/.dev

@@ -89,7 +89,7 @@ def gradients(params, x, y):
     global calls
     calls += 1
     time.sleep(0.005)
-    if calls == 30 and sys.argv[1] == "worker/1" and not died.exists():
+    if calls == 30 and sys.argv[1:2] == ["worker/1"] and not died.exists():
         died.write_text(str(calls))
         os.kill(os.getpid(), signal.SIGKILL)
     return fast(params, x, y)

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.end_to_end.conftest import Run, User
+
+pytestmark = pytest.mark.slow  # and alone on the machine: these are about time
 
 MODEL = """
 import sys, time
