@@ -86,7 +86,7 @@ def test_ctrl_c_at_any_moment_of_the_start_leaves_nothing(user: User, delay_s: f
     time.sleep(delay_s)  # the moment is the point: there is no condition to wait for
     process.send_signal(signal.SIGINT)
     run = user.finish(process, timeout_s=20)
-    # before our first line the answer is Python's: the signal's own code, or a traceback of its start
+    # before our first line the answer is Python's: the signal's code, or a traceback of its start
     before_us = run.err.rstrip().endswith("KeyboardInterrupt") and "dsgd_cli" not in run.err
     assert run.code in (130, -signal.SIGINT) or before_us, run.err
     user.assert_nothing_left()
