@@ -661,6 +661,32 @@ class Channel(Tree):
 # ── the cluster ────────────────────────────────────────────────────────────────────────────────
 
 
+class Env(Tree):
+    """Where the hosts' Python packages come from."""
+
+    packages: Literal["ship", "existing"] = Field(
+        default="ship", description="send what is missing, or use what is there"
+    )
+    requirements: Text | None = Field(
+        default=None,
+        description="a file as pip reads it, of what the model imports besides: its wheels are"
+        " sent, too; on this machine they must be installed",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = {"packages": value}
+        if not isinstance(value, Mapping):
+            hint = "write ship, existing or {requirements: requirements.txt}"
+            raise mistake(f"expected where packages come from, found {show(value)}", hint)
+        if value.get("packages") == "existing" and value.get("requirements") is not None:
+            hint = "remove them, or `packages: existing`"
+            raise mistake("with `existing` no requirements are sent", hint, ("requirements",))
+        return value
+
+
 def _host_list(value: object) -> object:
     if isinstance(value, str):
         return (value,)
@@ -682,8 +708,10 @@ class ClusterSpec(Tree):
         description="`local`, `gpu1`, `gpu[01-16]`, or mappings with the fields below",
     )
     ssh: Ssh = Field(default={}, validate_default=True, description="defaults for all hosts")
-    env: Literal["ship", "existing"] = Field(
-        default="ship", description="Python packages: send what is missing, or use what is there"
+    env: Env = Field(
+        default="ship",
+        validate_default=True,
+        description="Python packages: `ship`, `existing`, `{requirements: requirements.txt}`",
     )
     servers: Servers = Field(default={}, validate_default=True, description="a number or a mapping")
     workers: Workers = Field(default={}, validate_default=True, description="a number or a mapping")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dsgd_cli.contract.errors import DsgdError
+from dsgd_cli.contract.names import split_process
 from dsgd_cli.contract.spec import ClusterSpec, Host
 from dsgd_cli.launcher.hosts import with_defaults
 from dsgd_cli.launcher.observe import ObservedHost, Wanted, check_distinct, check_fit, observe
@@ -41,6 +42,9 @@ class Cluster:
         self.gpus: dict[str, int] = gpus(self.placed, spec.hosts)
         self.hosts: dict[str, Host] = {host.name: host for host in spec.hosts}
         self.used: tuple[str, ...] = tuple(dict.fromkeys(item.host for item in self.placed))
+        self.with_workers = frozenset(
+            item.host for item in self.placed if split_process(item.process)[0] == "worker"
+        )
         self.coordinator_host = next(
             item.host for item in self.placed if item.process == "coordinator/0"
         )

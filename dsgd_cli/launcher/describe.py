@@ -75,6 +75,7 @@ def json_schema() -> str:
         "Workers": [{"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}],
         "Host": [text],
         "Slots": [{"type": "integer", "minimum": 0, "maximum": MAX_WORKERS}],
+        "Env": [{"enum": ["ship", "existing"]}],
         "Every": [text, {"type": "number", "exclusiveMinimum": 0}],
         "Work": [text],
         "Decay": [{"enum": list(DECAYS)}, *_choices(DECAYS)],

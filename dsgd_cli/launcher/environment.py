@@ -3,7 +3,8 @@
 They are the versions that the launcher itself runs with, downloaded once per platform with pip into
 the launcher's cache; hosts need neither pip nor internet. An index beside them remembers what was
 resolved, so that a second `up` starts no pip, hashes nothing and reads no metadata. When a version
-has no wheel for a platform, the newest one that has is taken, and that is said.
+has no wheel for a platform, the newest one that has is taken, and that is said. What the user's
+model needs besides (`env: {requirements: …}`) is resolved on top of them, once for each text.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ GROUPS = (
 # what only some runs need, by the name of dsgd's extra
 EXTRAS = {"images": (("pillow",),)}
 DOWNLOAD_TIMEOUT_S = 150.0
+REQUIREMENTS_TIMEOUT_S = 1800.0  # torch has 200 MB, and with CUDA some gigabytes
 OLDEST_GLIBC, OLDEST_MUSL = 5, 1  # minor versions that manylinux and musllinux begin with
 LEGACY = {"manylinux2014": 17, "manylinux2010": 12, "manylinux1": 5}  # name -> glibc 2.x
 INDEX_VERSION = 1
@@ -55,6 +57,7 @@ runpy.run_module('pip', run_name='__main__', alter_sys=True)
 
 Note = Callable[[str], None]
 Groups = Sequence[Sequence[str]]
+Extra = str | Path  # a name in EXTRAS, or a requirements file
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,26 +140,98 @@ def platform_of(host: str, facts: Mapping[str, Any]) -> Platform:
 
 
 def wheels_for(
-    host: str, facts: Mapping[str, Any], note: Note, extra: str = ""
+    host: str, facts: Mapping[str, Any], note: Note, extras: Sequence[Extra] = ()
 ) -> tuple[Wheel, ...]:
     """The wheels for a host, from the cache or, once for each platform, by pip.
 
-    With `extra`, those that dsgd's extra of this name adds, and no others. Raises HostUnfit when
-    there are none for it. May be called for many hosts at once: those of one platform wait for the
-    first one's download.
+    First those that every host needs, then what each of `extras` adds to those before it. Raises
+    HostUnfit when there are none for it. May be called for many hosts at once: those of one
+    platform wait for the first one's download.
     """
     platform = platform_of(host, facts)
-    folder = launcher_cache() / "wheels" / platform.tag
+    found = _kept(host, _of_dsgd(platform, "", note), note)
+    for extra in extras:
+        if isinstance(extra, Path):
+            job = _of_file(platform, extra, found)
+        else:
+            job = _of_dsgd(platform, extra, note)
+        found += _kept(host, job, note)
+    return found
+
+
+def pip_timeout_s(extras: Sequence[Extra]) -> float:
+    """How long pip may take for the wheels of a host."""
+    times = (REQUIREMENTS_TIMEOUT_S if isinstance(x, Path) else DOWNLOAD_TIMEOUT_S for x in extras)
+    return sum(times, DOWNLOAD_TIMEOUT_S)
+
+
+# -- what is resolved together ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Wheels for a platform that have an index of their own, and how pip gets them."""
+
+    platform: Platform
+    index: Path
+    what: str
+    groups: Groups  # the index holds as long as the launcher has the same versions of these
+    timeout_s: float
+    resolve: Callable[[_Pip], None]
+
+
+def _of_dsgd(platform: Platform, extra: str, note: Note) -> _Job:
+    """Packages of dsgd's own, in the launcher's versions: those of an extra, or all others."""
     groups = EXTRAS[extra] if extra else GROUPS
-    index = folder / (f"index-{extra}.json" if extra else "index.json")
-    found = _from_index(index, groups)
+    return _Job(
+        platform,
+        _wheels_folder(platform) / (f"index-{extra}.json" if extra else "index.json"),
+        f"packages for {platform}{f', {extra}' if extra else ''}",
+        groups,
+        DOWNLOAD_TIMEOUT_S,
+        lambda pip: _resolve(pip, groups, note),
+    )
+
+
+def _of_file(platform: Platform, listed: Path, base: Sequence[Wheel]) -> _Job:
+    """What a requirements file adds to the wheels that the host gets anyway.
+
+    Those are taken as they are: what needs another numpy than dsgd has is refused by pip. As with
+    every `pip download`, markers are judged on this machine.
+    """
+    pins = dict(map(_name_and_version, base))
+    content = json.dumps(pins).encode() + listed.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:32]
+    return _Job(
+        platform,
+        _wheels_folder(platform) / digest / "index.json",
+        f"the packages of {listed.name} for {platform}",
+        (),  # their versions are in the folder's name
+        REQUIREMENTS_TIMEOUT_S,
+        lambda pip: _resolve_file(pip, listed, pins),
+    )
+
+
+def _wheels_folder(platform: Platform) -> Path:
+    return launcher_cache() / "wheels" / platform.tag
+
+
+def _name_and_version(wheel: Wheel) -> tuple[str, str]:
+    name, version = wheel.path.name.split("-")[:2]
+    return name, version
+
+
+def _kept(host: str, job: _Job, note: Note) -> tuple[Wheel, ...]:
+    """What the job's index says; where it says nothing, what pip gets."""
+    found = _from_index(job.index, job.groups)
     if found is None:
+        folder = job.index.parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(folder / "lock", host):
-            found = _from_index(index, groups)  # somebody else may have been quicker
+        with _locked(folder / "lock", host, job.timeout_s):
+            found = _from_index(job.index, job.groups)  # somebody else may have been quicker
             if found is None:
-                note(f"getting packages for {platform}{f', {extra}' if extra else ''} (once)")
-                found = _download(host, platform, index, groups, note)
+                note(f"getting {job.what} (once)")
+                found = _download(host, job)
     return found
 
 
@@ -224,9 +299,9 @@ def _wanted(groups: Groups) -> dict[str, str]:
 
 
 @contextmanager
-def _locked(file: Path, host: str) -> Iterator[None]:
+def _locked(file: Path, host: str, timeout_s: float) -> Iterator[None]:
     """One download at a time, among threads and among launchers."""
-    end = time.monotonic() + DOWNLOAD_TIMEOUT_S
+    end = time.monotonic() + timeout_s
     with file.open("w") as opened:
         while True:
             try:
@@ -237,7 +312,7 @@ def _locked(file: Path, host: str) -> Iterator[None]:
                     raise DeadlinePassed(
                         "waiting for another dsgd that downloads packages",
                         host,
-                        DOWNLOAD_TIMEOUT_S,
+                        timeout_s,
                     ) from None
                 time.sleep(0.05)
         yield
@@ -246,30 +321,36 @@ def _locked(file: Path, host: str) -> Iterator[None]:
 # -- pip -------------------------------------------------------------------------------------------
 
 
-def _download(
-    host: str, platform: Platform, index: Path, groups: Groups, note: Note
-) -> tuple[Wheel, ...]:
+def _download(host: str, job: _Job) -> tuple[Wheel, ...]:
     """Resolve and download everything; leaves the folder as it was when that fails.
 
     With the folder's lock. A launcher that is left meanwhile removes its part on the way out; what
     one that was killed had downloaded is removed here.
     """
-    folder = index.parent
+    folder = job.index.parent
     for abandoned in folder.glob(".part.*"):
         shutil.rmtree(abandoned, ignore_errors=True)
     with tempfile.TemporaryDirectory(
         prefix=".part.", dir=folder, ignore_cleanup_errors=True
     ) as part_name:
         part = Path(part_name)
-        _resolve(_Pip(host, platform, part), groups, note)
+        job.resolve(_Pip(host, job.platform, part, job.timeout_s))
         wheels = []
         for path in sorted(part.glob("*.whl")):
             target = folder / path.name
             path.replace(target)
-            sha256 = hashlib.sha256(target.read_bytes()).hexdigest()
-            wheels.append(Wheel(target, sha256, target.stat().st_size))
-        _write_index(index, groups, wheels)
+            wheels.append(Wheel(target, _sha256(target), target.stat().st_size))
+        _write_index(job.index, job.groups, wheels)
         return tuple(wheels)
+
+
+def _sha256(path: Path) -> str:
+    """A wheel of torch's does not belong into memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _resolve(pip: _Pip, groups: Groups, note: Note) -> None:
@@ -284,9 +365,22 @@ def _resolve(pip: _Pip, groups: Groups, note: Note) -> None:
             continue
         failure = pip.download([_at_least(group[0])], dependencies=len(group) > 1)
         if failure is not None:
-            raise pip.refusal(group[0], failure)
+            raise pip.refusal(f"package {group[0]}", failure)
         lacking = f"there is no {pins[0]} for {pip.platform}" if pins else f"no {group[0]} here"
         note(f"{pip.host}: {lacking}; it gets {group[0]} {pip.version_of(group[0])}")
+
+
+def _resolve_file(pip: _Pip, listed: Path, pins: Mapping[str, str]) -> None:
+    """What the file names and all that it depends on, but for what is pinned."""
+    constraints = pip.into / "constraints.txt"
+    constraints.write_text("\n".join(_pins(pins, *pins)))
+    what = ["--requirement", str(listed), "--constraint", str(constraints)]
+    failure = pip.download(what, dependencies=True)
+    if failure is not None:
+        raise pip.refusal(f"packages of {listed.name}", failure)
+    for path in pip.into.glob("*.whl"):
+        if path.name.split("-")[0] in pins:
+            path.unlink()
 
 
 def _pins(wanted: Mapping[str, str], *names: str) -> list[str]:
@@ -308,18 +402,19 @@ def _at_least(name: str) -> str:
 class _Pip:
     """pip, asked for another machine's wheels."""
 
-    def __init__(self, host: str, platform: Platform, into: Path) -> None:
+    def __init__(self, host: str, platform: Platform, into: Path, timeout_s: float) -> None:
         self.host = host
         self.platform = platform
-        self._into = into
-        self._end = time.monotonic() + DOWNLOAD_TIMEOUT_S
+        self.into = into
+        self._timeout_s = timeout_s
+        self._end = time.monotonic() + timeout_s
 
     def download(self, requirements: Sequence[str], *, dependencies: bool) -> str | None:
         """Download wheels. Returns what pip said when it found none that fit."""
         if not requirements:
             return "not installed beside dsgd"
         python = "".join(map(str, self.platform.python))
-        argv = [sys.executable, "-c", PIP, "download", "--dest", str(self._into)]
+        argv = [sys.executable, "-c", PIP, "download", "--dest", str(self.into)]
         argv += ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
         for name in self.platform.pip_platforms():
             argv += ["--platform", name]
@@ -339,14 +434,14 @@ class _Pip:
     def version_of(self, name: str) -> str:
         """The version of the wheel that was downloaded for `name`."""
         prefix = f"{name.replace('-', '_')}-"
-        found = [path.name for path in self._into.glob("*.whl") if path.name.startswith(prefix)]
+        found = [path.name for path in self.into.glob("*.whl") if path.name.startswith(prefix)]
         return found[0].split("-")[1] if found else "?"
 
-    def refusal(self, name: str, said: str) -> HostUnfit:
+    def refusal(self, what: str, said: str) -> HostUnfit:
         lines = [f"  {line}" for line in said.splitlines() if line.strip()]
         return HostUnfit(
             self.host,
-            f"no package {name} could be got for {self.platform}",
+            f"no {what} could be got for {self.platform}",
             details=["pip said:", *lines[-LAST_LINES:]],
             remedy=_remedy("is the package index reachable from here?"),
         )
@@ -381,7 +476,7 @@ class _Pip:
                 raise DeadlinePassed(
                     "downloading packages with pip",
                     self.host,
-                    DOWNLOAD_TIMEOUT_S,
+                    self._timeout_s,
                     remedy=_remedy("is the package index reachable from here?"),
                 ) from None
         return child.returncode, said

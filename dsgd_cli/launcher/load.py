@@ -428,17 +428,28 @@ def _with_paths(spec: ClusterSpec, root: Node, base_dir: Path) -> ClusterSpec:
         data = data.model_copy(update={"path": absolute(data.path, "train", "data")})
     train = spec.train.model_copy(update={"model": model, "data": data})
     ssh = spec.ssh.model_copy(update=key(spec.ssh.identity_file, "ssh"))
-    return spec.model_copy(update={"hosts": machines, "ssh": ssh, "train": train})
+    env = spec.env
+    if env.requirements:
+        listed = absolute(env.requirements, "env", "requirements")
+        env = env.model_copy(update={"requirements": listed})
+    return spec.model_copy(update={"hosts": machines, "ssh": ssh, "env": env, "train": train})
 
 
 def _missing(spec: ClusterSpec) -> Iterator[Mistake]:
     """The user's own files that are not there, or cannot be read."""
     for name, ref in (("model", spec.train.model), ("data", spec.train.data)):
         if ref.path and not ref.on_host:
-            why = _unusable(Path(ref.path), folder=ref.kind in FOLDERS)
-            if why:
-                hint = "a path in the file starts at its folder"
-                yield Mistake(("train", name, ref.kind), f"{show(ref.path, 200)}: {why}", hint)
+            yield from _missing_file(
+                ref.path, ("train", name, ref.kind), folder=ref.kind in FOLDERS
+            )
+    if spec.env.requirements:
+        yield from _missing_file(spec.env.requirements, ("env", "requirements"), folder=False)
+
+
+def _missing_file(path: str, at: TreePath, *, folder: bool) -> Iterator[Mistake]:
+    why = _unusable(Path(path), folder=folder)
+    if why:
+        yield Mistake(at, f"{show(path, 200)}: {why}", "a path in the file starts at its folder")
 
 
 def _unusable(path: Path, *, folder: bool) -> str:

@@ -1,8 +1,8 @@
 """What each host must have before its processes can start, and where they find it there.
 
-Hosts over SSH get dsgd's code, the wheels that fit them and the user's files, each in their cache
-under its content hash. This machine uses what it has: the launcher's interpreter, its packages,
-and the user's files where they are.
+Hosts over SSH get dsgd's code, the wheels that fit them (and those of the user's requirements) and
+the user's files, each in their cache under its content hash. This machine uses what it has: the
+launcher's interpreter, its packages, and the user's files where they are.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import dsgd_cli
-from dsgd_cli.contract.spec import DataRef, ModelRef
+from dsgd_cli.contract.spec import ClusterSpec, DataRef, ModelRef
 from dsgd_cli.launcher import ship
 from dsgd_cli.launcher.cluster import Cluster
-from dsgd_cli.launcher.environment import EXTRAS, Wheel, wheels_for
+from dsgd_cli.launcher.environment import EXTRAS, Extra, Wheel, pip_timeout_s, wheels_for
 from dsgd_cli.launcher.modules import find_module
 from dsgd_cli.launcher.observe import ObservedHost, Wanted
 from dsgd_cli.launcher.parallel import on_all
@@ -25,7 +24,7 @@ from dsgd_cli.launcher.plan import Ship
 from dsgd_cli.launcher.watch import Screen
 
 SHIP_DEADLINE_S = 600.0  # above the progress-based deadline of each stream
-WHEELS_DEADLINE_S = 180.0
+WHEELS_SLACK_S = 30.0  # for all but pip
 HERE = Path(dsgd_cli.__file__).resolve().parents[1]
 
 
@@ -88,14 +87,7 @@ def needs_of(cluster: Cluster, observed: Mapping[str, ObservedHost], screen: Scr
     spec = cluster.spec
     local = frozenset(name for name, host in cluster.hosts.items() if host.transport == "local")
     remote = [name for name in observed if name not in local]
-    wheels: dict[str, tuple[Wheel, ...]] = {}
-    if spec.env == "ship":
-        wheels = on_all(
-            remote,
-            lambda host: _wheels(cluster, host, observed[host].raw, screen),
-            phase="wheels",
-            deadline_s=WHEELS_DEADLINE_S,
-        )
+    wheels = _wheels(cluster, remote, observed, screen) if spec.env.packages == "ship" else {}
     files: dict[str, Path] = {}
     on_host: dict[str, str] = {}
     references: dict[str, ModelRef | DataRef] = {"model": spec.train.model, "data": spec.train.data}
@@ -110,15 +102,25 @@ def needs_of(cluster: Cluster, observed: Mapping[str, ObservedHost], screen: Scr
 
 
 def _wheels(
-    cluster: Cluster, host: str, facts: Mapping[str, Any], screen: Screen
-) -> tuple[Wheel, ...]:
-    """What every host needs; and where there are workers, what reads their data."""
-    found = wheels_for(host, facts, screen.note)
-    works = any(p.host == host and p.process.startswith("worker/") for p in cluster.placed)
-    extra = cluster.spec.train.data.kind
-    if works and extra in EXTRAS:
-        found += wheels_for(host, facts, screen.note, extra)
-    return found
+    cluster: Cluster, hosts: Sequence[str], observed: Mapping[str, ObservedHost], screen: Screen
+) -> dict[str, tuple[Wheel, ...]]:
+    """What every host needs; and where there are workers, what these need besides."""
+    extras = _extras(cluster.spec)
+
+    def one(host: str) -> tuple[Wheel, ...]:
+        besides = extras if host in cluster.with_workers else ()
+        return wheels_for(host, observed[host].raw, screen.note, besides)
+
+    deadline_s = pip_timeout_s(extras) + WHEELS_SLACK_S
+    return on_all(hosts, one, phase="wheels", deadline_s=deadline_s)
+
+
+def _extras(spec: ClusterSpec) -> list[Extra]:
+    """What reads the data, and what the user's model imports."""
+    extras: list[Extra] = [name for name in EXTRAS if name == spec.train.data.kind]
+    if spec.env.requirements:
+        extras.append(Path(spec.env.requirements))
+    return extras
 
 
 def send_missing(cluster: Cluster, steps: Sequence[Ship], needs: Needs, screen: Screen) -> None:

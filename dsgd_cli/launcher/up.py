@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import queue
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from dsgd_cli.contract.errors import ChangesPending, DsgdError
+from dsgd_cli.launcher import requirements
 from dsgd_cli.launcher.cluster import Cluster, python_of
 from dsgd_cli.launcher.identity import new_cluster_id
 from dsgd_cli.launcher.interrupt import Interrupts
@@ -46,6 +48,7 @@ def bring_up(
 ) -> tuple[Running, Plan]:
     """Make what the description says run. Raises a DsgdError; `cluster.touched` says where."""
     with phase("up"):
+        _check_here(cluster)
         cluster.connect()
         cluster.hold()
         first = cluster.observe({})
@@ -70,6 +73,14 @@ def bring_up(
             _give_back(running, todo, trains)
             raise
     return running, todo
+
+
+def _check_here(cluster: Cluster) -> None:
+    """What processes on this machine need and cannot be sent, before anything is touched."""
+    listed = cluster.spec.env.requirements
+    for host in cluster.with_workers:
+        if listed and cluster.hosts[host].transport == "local":
+            requirements.check(host, Path(listed))
 
 
 def process_spec(cluster: Cluster, needs: Needs) -> Message:

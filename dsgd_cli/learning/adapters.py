@@ -159,7 +159,8 @@ def _torch_model(attribute: str, path: Path | None) -> tuple[str, Functions]:
             raise
         raise UserCodeError(
             f"torch is not installed for the python of this host ({sys.executable})",
-            remedy="`pip install torch` there; over SSH, set `env: existing` too",
+            remedy="`pip install torch` there and set `env: existing`, or send it to the hosts with"
+            " `env: {requirements: requirements.txt}`",
         ) from error
     module, file = _import("file", "", path)
     name = f"{file}:{attribute}"
@@ -374,7 +375,10 @@ def _raised(where: str, error: BaseException) -> DsgdError:
     what = " ".join(f"{type(error).__name__}: {error}"[:300].split())
     remedy = ""
     if isinstance(error, ModuleNotFoundError):
-        remedy = f"install {error.name} on the hosts and set env: existing, or do without it"
+        remedy = (
+            f"install {error.name} on the hosts and set env: existing, or send it along with"
+            " `env: {requirements: requirements.txt}`"
+        )
     return UserCodeError(
         f"{where} {verb} {what}", details="".join(shown).splitlines(), remedy=remedy
     )

@@ -209,6 +209,19 @@ def test_the_dump_is_valid_input_again(fields: dict[str, Any]) -> None:
         ({"lease": "0s"}, "'0s' is out of range – it must be between 1s and 1d"),
         ({"lease": float("nan")}, "nan is out of range – it must be between 1s and 1d"),
         ({"env": "exists"}, "unknown value 'exists' – did you mean 'existing'?"),
+        (
+            {"env": 3},
+            "expected where packages come from, found 3"
+            " – write ship, existing or {requirements: requirements.txt}",
+        ),
+        (
+            {"env": {"requirement": "r.txt"}},
+            "unknown key 'requirement' – did you mean 'requirements'?",
+        ),
+        (
+            {"env": {"packages": "existing", "requirements": "r.txt"}},
+            "with `existing` no requirements are sent – remove them, or `packages: existing`",
+        ),
         ({"hosts": []}, "an empty list of hosts – write [local] for this machine"),
         ({"hosts": ["ml@gpu1"]}, "'ml@gpu1' is not an address – write {address: gpu1, user: ml}"),
         ({"hosts": ["gpu1:22"]}, "'gpu1:22' is not an address – write {address: gpu1, port: 22}"),

@@ -206,3 +206,17 @@ def test_hostile_environment_values_and_paths_arrive_as_they_are(user: User) -> 
     assert run.code == 0, run.err
     assert not list(user.folder.rglob("canary"))
     user.assert_nothing_left()
+
+
+def test_requirements_that_this_machine_lacks_are_named_and_nothing_starts(user: User) -> None:
+    user.write("numpy\nno-such-lib==1.0\n", "requirements.txt")
+    user.write("name: NAME\nenv: {requirements: requirements.txt}\n")
+    run = user.dsgd("train", "cluster.yaml")
+    assert run.code == 4
+    assert "does not have: no-such-lib" in run.err
+    assert "-m pip install -r" in run.err
+    user.write("name: NAME\nenv: {requirements: gone.txt}\n")
+    run = user.dsgd("train", "cluster.yaml")
+    assert run.code == 3
+    assert "cluster.yaml:2:21" in run.err and "gone.txt': no such file" in run.err
+    user.assert_nothing_left()

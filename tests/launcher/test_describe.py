@@ -87,6 +87,8 @@ VALID: list[dict[str, Any]] = [
     {"hosts": [{"address": "a", "slots": {"gpu": 2}}]},
     {"workers": {"count": 8, "on": "a*", "threads": 2, "env": {"A": "x"}}},
     {"servers": {"count": 2, "on": ["a", "b"]}},
+    {"env": "existing"},
+    {"env": {"requirements": "requirements.txt"}},
     {"lease": "15s", "idle_timeout": 60, "ssh": {"connect_timeout": "1.5s"}},
     {"train": {"model": "softmax", "data": "x/data.py", "optimizer": "sgd"}},
     {"train": {"model": {"mlp": {"hidden": [1, 2]}}, "data": {"csv": "x", "label": "y"}}},
@@ -181,8 +183,9 @@ def test_the_resolved_file_gives_the_same_specification(tmp_path: Path) -> None:
     again.write_text(resolved_yaml(made))
     assert load(again).spec == made
     assert load(again).notes == ()
-    file.write_text("train:\n  model: {torch: m.py:Net}\n")
+    file.write_text("env: {requirements: m.py}\ntrain:\n  model: {torch: m.py:Net}\n")
     made = load(file).spec
+    assert made.env.requirements == str(tmp_path / "m.py")
     assert made.train.model.path == str(tmp_path / "m.py")
     again.write_text(resolved_yaml(made))
     assert load(again).spec == made

@@ -235,16 +235,29 @@ def test_the_newest_that_fits_where_the_launchers_version_does_not(
     assert len(pip_runs) == runs
 
 
+# -- extras, and a requirements file ---------------------------------------------------------------
+
+
+def added(*extras: str | Path, notes: list[str] | None = None) -> list[str]:
+    """What comes on top of what every host gets."""
+    base = wheels_for("gpu1", FACTS, lambda _: None)
+    note = silent if notes is None else notes.append
+    found = wheels_for("gpu2", FACTS, note, extras)
+    assert found[: len(base)] == base
+    return names(found[len(base) :])
+
+
 def test_an_extra_is_got_when_it_is_asked_for(
     index: Path, quick_pip: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_wheel(index, "pillow", "12.0", CORE)
-    monkeypatch.setattr(environment, "_wanted", lambda groups: pinned(groups, {"pillow": "12.0"}))
+    wanted = environment._wanted(environment.GROUPS) | {"pillow": "12.0"}
+    monkeypatch.setattr(environment, "_wanted", lambda groups: pinned(groups, wanted))
     notes: list[str] = []
-    assert names(wheels_for("gpu1", FACTS, notes.append, "images")) == ["pillow-12.0"]
+    assert added("images", notes=notes) == ["pillow-12.0"]
     assert notes == ["getting packages for python 3.11, x86_64, glibc 2.36, images (once)"]
-    assert names(wheels_for("gpu2", FACTS, silent, "images")) == ["pillow-12.0"]
-    assert len(quick_pip) == 1
+    assert added("images") == ["pillow-12.0"]
+    assert len(quick_pip) == 2
 
 
 def test_an_extra_that_the_launcher_itself_does_not_have(
@@ -253,14 +266,65 @@ def test_an_extra_that_the_launcher_itself_does_not_have(
     make_wheel(index, "pillow", "11.9", CORE)
     make_wheel(index, "pillow", "12.0", CORE)
     notes: list[str] = []
-    assert names(wheels_for("gpu1", FACTS, notes.append)) == ALL
-    assert names(wheels_for("gpu1", FACTS, notes.append, "images")) == ["pillow-12.0"]
-    assert notes[-1] == "gpu1: no pillow here; it gets pillow 12.0"
+    assert added("images", notes=notes) == ["pillow-12.0"]
+    assert notes[-1] == "gpu2: no pillow here; it gets pillow 12.0"
 
 
 def test_the_oldest_versions_are_those_that_dsgd_asks_for() -> None:
     for name in ("numpy", "pillow"):
         assert environment._at_least(name).startswith(f"{name}>="), name
+
+
+def test_requirements_come_on_top_in_versions_that_go_with_dsgds(
+    index: Path, tmp_path: Path, pip_runs: list[list[str]]
+) -> None:
+    make_wheel(index, "numpy", "2.1", CORE)  # newer, but not what is sent
+    make_wheel(index, "lightning", "1.0", meta="Requires-Dist: flash\nRequires-Dist: numpy\n")
+    make_wheel(index, "lightning", "2.0", meta="Requires-Dist: numpy>=2.1\n")
+    make_wheel(index, "flash", "3.0", CORE)
+    listed = tmp_path / "requirements.txt"
+    listed.write_text("# for net.py\nlightning\nnumpy\n")
+    notes: list[str] = []
+    assert added(listed, notes=notes) == ["flash-3.0", "lightning-1.0"]
+    place = "python 3.11, x86_64, glibc 2.36"
+    assert notes == [f"getting the packages of requirements.txt for {place} (once)"]
+    runs = len(pip_runs)
+    assert added(listed) == ["flash-3.0", "lightning-1.0"]
+    assert len(pip_runs) == runs
+    listed.write_text("flash\n")  # another text is resolved anew, and beside the first
+    assert added(listed, notes=[]) == ["flash-3.0"]
+    assert not list((tmp_path / "cache/dsgd/wheels").rglob(".part*"))
+
+
+def test_requirements_go_with_the_extra_that_is_sent_too(index: Path, tmp_path: Path) -> None:
+    for version in ("11.9", "12.0"):
+        make_wheel(index, "pillow", version, CORE)
+    make_wheel(index, "vision", "1.0", meta="Requires-Dist: pillow<12\n")
+    make_wheel(index, "vision", "0.9", meta="Requires-Dist: pillow\n")
+    listed = tmp_path / "100%.txt"
+    listed.write_text("vision\n")
+    assert added("images", listed, notes=[]) == ["pillow-12.0", "vision-0.9"]
+    assert added("images", listed) == ["pillow-12.0", "vision-0.9"]
+    assert added(listed, notes=[]) == ["pillow-11.9", "vision-1.0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nowhere==1.0\n", "No matching distribution found for nowhere==1.0"),
+        ("lightning\n", "lightning 2.0 depends on numpy>=2.1"),
+    ],
+)
+def test_requirements_that_cannot_be_had(index: Path, tmp_path: Path, text: str, said: str) -> None:
+    make_wheel(index, "lightning", "2.0", meta="Requires-Dist: numpy>=2.1\n")
+    make_wheel(index, "numpy", "2.1", CORE)
+    listed = tmp_path / "requirements.txt"
+    listed.write_text(text)
+    with pytest.raises(
+        HostUnfit, match=r"no packages of requirements\.txt could be got"
+    ) as failure:
+        added(listed, notes=[])
+    assert said in "\n".join(failure.value.details)
 
 
 # -- what cannot be --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,17 +12,18 @@ import pytest
 from dsgd_cli.contract.spec import ClusterSpec
 from dsgd_cli.launcher import needs
 from dsgd_cli.launcher.cluster import Cluster
-from dsgd_cli.launcher.environment import Wheel
+from dsgd_cli.launcher.environment import Extra, Wheel
 
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """host -> the sets of packages that were asked for."""
+    """host -> the extras that were asked for."""
     asked: dict[str, list[str]] = {}
 
-    def wheels_for(host: str, facts: Any, note: Any, extra: str = "") -> tuple[Wheel, ...]:
-        asked.setdefault(host, []).append(extra or "all")
-        return (Wheel(Path(f"{extra}.whl"), extra.ljust(32, "0"), 1),)
+    def wheels_for(host: str, facts: Any, note: Any, extras: Sequence[Extra]) -> tuple[Wheel, ...]:
+        asked[host] = [str(each) for each in extras]
+        kinds = ["", *(Path(each).stem for each in extras)]
+        return tuple(Wheel(Path(f"{kind}.whl"), kind.ljust(32, "0"), 1) for kind in kinds)
 
     monkeypatch.setattr(needs, "wheels_for", wheels_for)
     return asked
@@ -38,7 +40,7 @@ def needs_of(**fields: Any) -> needs.Needs:
 
 def test_what_reads_images_goes_to_the_hosts_of_workers(sent: dict[str, list[str]]) -> None:
     found = needs_of(train={"data": {"images": "host:/srv/photos"}})
-    assert sent == {"a": ["all"], "b": ["all", "images"]}
+    assert sent == {"a": [], "b": ["images"]}
     assert found.env_hashes("b") == ("0" * 32, "images".ljust(32, "0"))
     assert found.env_hashes("local") == ()
     assert found.file_path("b", "/cache", "data") == "/srv/photos"
@@ -46,9 +48,22 @@ def test_what_reads_images_goes_to_the_hosts_of_workers(sent: dict[str, list[str
 
 def test_nobody_else_gets_it(sent: dict[str, list[str]]) -> None:
     needs_of(train={"data": {"npz": "host:/srv/a.npz"}})
-    assert sent == {"a": ["all"], "b": ["all"]}
-    needs_of(train={"data": {"images": "host:/srv/photos"}}, env="existing")
-    assert sent == {"a": ["all"], "b": ["all"]}
+    assert sent == {"a": [], "b": []}
+    sent.clear()
+    images = {"data": {"images": "host:/srv/photos"}}
+    assert needs_of(train=images, env="existing").env_hashes("b") == ()
+    assert sent == {}
+
+
+def test_what_the_model_imports_goes_to_the_hosts_of_workers_too(
+    sent: dict[str, list[str]],
+) -> None:
+    env = {"requirements": "/home/me/needed.txt"}
+    found = needs_of(env=env)
+    assert sent == {"a": [], "b": ["/home/me/needed.txt"]}
+    assert found.env_hashes("b") == ("0" * 32, "needed".ljust(32, "0"))
+    needs_of(env=env, train={"data": {"images": "host:/srv/photos"}})
+    assert sent == {"a": [], "b": ["images", "/home/me/needed.txt"]}
 
 
 def test_a_folder_is_found_in_the_cache_of_a_host(

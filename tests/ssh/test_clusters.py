@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.end_to_end.conftest import REPOSITORY, User, wait_until
+from tests.launcher.test_environment import make_wheel
 from tests.ssh.hosts import Hosts, assert_nothing_left, require
 
 pytestmark = [pytest.mark.ssh, pytest.mark.timeout(180)]
@@ -282,6 +283,33 @@ def test_a_folder_of_images_travels_with_what_reads_it(user: User, hosts: Hosts)
     again = user.dsgd("train", "--json", *settings, timeout_s=60)
     assert again.code == 0, again.err
     assert "sending" not in again.err
+
+
+def test_what_a_model_imports_travels_with_its_requirements(user: User, hosts: Hosts) -> None:
+    """To hosts that have neither pip nor an index, and only to those with workers."""
+    write(user, hosts)
+    make_wheel(user.folder, "ten", "1.0")
+    user.write("ten\n", "requirements.txt")
+    user.env["PIP_FIND_LINKS"] = f"{os.environ.get('PIP_FIND_LINKS', '')} {user.folder}".strip()
+    user.write(
+        "import numpy as np\n"
+        "import ten\n"
+        "def init(rng, example): return {'w': np.zeros(99)}\n"
+        "def predict(params, x): return np.zeros((len(x), 1))\n"
+        "def gradients(params, x, y): return float(ten.__version__), {'w': np.zeros(99)}\n",
+        "model.py",
+    )
+    settings = ["--set", "train.model=model.py", "--set", "train.until={max_epochs: 1, loss: 2}"]
+    settings += ["--set", f"workers.on={hosts[0].address}"]
+    run = user.dsgd("train", "--json", *settings)
+    assert run.code == 6 and "No module named 'ten'" in run.err
+    assert "env: {requirements: requirements.txt}" in run.err
+    settings += ["--set", "env.requirements=requirements.txt"]
+    run = user.dsgd("train", "--json", *settings)
+    assert run.code == 0, run.err
+    assert run.summary["value"] == 1.0
+    assert "getting the packages of requirements.txt" in run.err
+    assert run.err.count(": sending ") == 1
 
 
 def test_the_same_machine_twice_is_refused(user: User, hosts: Hosts) -> None:
