@@ -7,7 +7,6 @@ algorithm's loop (`streams`, `rounds`). The worker decides between two batches w
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dsgd_cli.daemons import material
+from dsgd_cli.daemons.best import Best
 from dsgd_cli.daemons.computing import Computing, Counts, Vector, quiet
 from dsgd_cli.daemons.material import Files, Material
 from dsgd_cli.daemons.parameters import Parameters, open_channels
@@ -69,7 +69,7 @@ class Trainer:
         self._worker = worker
         self._incarnation = incarnation
         self._send = send
-        self._folder = folder
+        self._best = Best(folder, worker, prepare.epoch)
         self._wanted = Wanted(**json.loads(prepare.channel_json or "{}"))
         self._material: Material = material.load(self._train, prepare.seed, files)
         self._computing = Computing(self._material, prepare.seed)
@@ -185,7 +185,7 @@ class Trainer:
             said = pb.Evaluated(epoch=self.epoch, evaluation=evaluation, metrics=values)
             name = metric_of(values, self._wanted_metric)
             if name is not None and improves(name, values[name], best):
-                said.kept.CopyFrom(self._keep(flat))
+                said.kept.CopyFrom(self._best.keep(evaluation, flat))
             self._send(pb.FromWorker(evaluated=said))
 
         self._loop.evaluated(judge)
@@ -194,12 +194,3 @@ class Trainer:
     def _wanted_metric(self) -> str | None:
         until = self._train["until"]
         return next((name for name in ("accuracy", "loss") if until.get(name) is not None), None)
-
-    def _keep(self, flat: Vector) -> pb.Kept:
-        """In the run directory, which goes with the cluster; whole or not at all."""
-        data = flat.data.cast("B")
-        path = self._folder / f"best-worker-{self._worker}.bin"
-        part = path.with_suffix(".part")
-        part.write_bytes(data)
-        part.rename(path)
-        return pb.Kept(path=str(path), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -15,7 +15,7 @@ from dsgd_cli.engine.algorithms.synchronous import Synchronous
 from dsgd_cli.engine.events import Settings
 from dsgd_cli.engine.tasks import EPOCHS_AHEAD, TaskQueue
 
-NOISE = 50.0  # times the dtype's precision: what rounding does to a sum of losses
+NOISE = 8.0  # times the dtype's precision: what rounding does to a sum of losses
 
 
 def _queue(settings: Settings, examples: int, ahead: int = EPOCHS_AHEAD) -> TaskQueue:
