@@ -19,6 +19,7 @@ TEMPLATES = sorted(FOLDER.glob("*.yaml"))
 def test_all_of_them_are_there() -> None:
     names = [path.stem for path in TEMPLATES]
     assert names == [
+        "caltech101",
         "convnet",
         "downpour",
         "localhost",
@@ -107,3 +108,15 @@ def test_the_gradients_of_ones_own_model_equal_central_differences() -> None:
             down = model.gradients(params, x, y, grads)
             array[at] = kept
             assert got[name][at] == pytest.approx((up - down) / (2 * h), abs=2e-9, rel=1e-6)
+
+
+@pytest.mark.parametrize(("side", "parameters"), [(64, 10_805_902), (128, 40_297_102)])
+def test_the_network_for_caltech_101_is_as_large_as_it_says(side: int, parameters: int) -> None:
+    path = FOLDER / "caltech101.yaml"
+    spec = load(path).spec
+    assert spec.train.data.options["size"] == [128, 128]
+    model = load_model("builtin", spec.train.model.name, spec.train.model.options)
+    example = np.zeros((102, side, side, 3), np.float32), np.arange(102)
+    params = model.init(np.random.default_rng(spec.seed), example)
+    assert sum(array.size for array in params.values()) == parameters
+    assert f"{parameters / 1e6:.1f} M" in path.read_text()
