@@ -1,9 +1,9 @@
 """The road to this machine: a subprocess and its pipes.
 
 Each program gets its own session, so that a Ctrl-C in the terminal does not reach it, and closing
-kills its whole process group. The leader is reaped only then: until that moment its pid, and so the
-number of its group, cannot belong to anybody else. What put itself into a session of its own (an
-agent) lives on, as it does behind SSH.
+ends its input, then kills its whole process group. The leader is reaped only then: until that moment
+its pid, and so the number of its group, cannot belong to anybody else. What put itself into a
+session of its own (an agent) lives on, as it does behind SSH.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dsgd_cli.contract.errors import ConnectFailed, DeadlinePassed
 
 STDERR_TAIL_BYTES = 8192
+GRACE_S = 1.0  # for a program that is told by the end of its input
 EXEC = 'exec "$@"'  # a missing program then looks as it does behind SSH: status 127
 
 
@@ -115,22 +116,34 @@ class LocalStream:
             pause_s = min(2 * pause_s, 0.05)
 
     def close(self) -> None:
+        """The program's input and output end, and soon it does, by itself or by KILL: what it holds
+        for us, such as a lock, it can give back."""
         with self._closing:
             if self.closed:
                 return
-            self.closed = True
             self._look()
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._child.pid, signal.SIGKILL)
-            self._child.wait()
-            if self._status is None:
-                self._status = self._child.returncode
+            self.closed = True
         os.close(self._wake_write)
         self._drain.join()
         with self._reading, self._writing:
             for pipe in (self._stdin, self._stdout, self._stderr):
                 pipe.close()
             os.close(self._wake_read)
+        self._await_end()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+        if self._status is None:
+            self._status = self._child.returncode
+
+    def _await_end(self) -> None:
+        """The leader's end, without reaping it; not for long."""
+        deadline, pause_s = time.monotonic() + GRACE_S, 0.0005
+        while time.monotonic() < deadline:
+            if os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                return
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.02)
 
     def _look(self) -> None:
         """Learn the exit status without reaping: the pid must stay ours until the group is dead."""

@@ -65,6 +65,20 @@ def test_closing_kills_the_whole_group(transport: LocalTransport, python: str) -
     wait_until_gone(*pids)
 
 
+def test_closing_lets_a_program_give_back_what_it_holds(
+    transport: LocalTransport, python: str, tmp_path: Path
+) -> None:
+    lock = tmp_path / "lock"
+    script = (
+        f"import os, sys, time; open({str(lock)!r}, 'w'); print('held', flush=True)\n"
+        f"sys.stdin.read(); time.sleep(0.1); os.unlink({str(lock)!r})"
+    )
+    stream = transport.open([python, "-I", "-c", script])
+    assert stream.read(100, 10) == b"held\n"
+    stream.close()
+    assert not lock.exists()
+
+
 def test_closing_kills_a_group_whose_leader_ended(transport: LocalTransport, python: str) -> None:
     script = PARENT.replace("print(os.getpid(), child, flush=True)\ntime.sleep(60)", "print(child)")
     stream = transport.open([python, "-I", "-c", script])
