@@ -1,9 +1,9 @@
 """The road to this machine: a subprocess and its pipes.
 
 Each program gets its own session, so that a Ctrl-C in the terminal does not reach it, and closing
-ends its input, then kills its whole process group. The leader is reaped only then: until that moment
-its pid, and so the number of its group, cannot belong to anybody else. What put itself into a
-session of its own (an agent) lives on, as it does behind SSH.
+ends its input, then kills its whole process group. The leader is reaped only then: until that
+moment its pid, and so the number of its group, cannot belong to anybody else. What put itself into
+a session of its own (an agent) lives on, as it does behind SSH.
 """
 
 from __future__ import annotations
