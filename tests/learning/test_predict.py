@@ -110,6 +110,25 @@ def test_examples_without_labels_have_outputs_and_no_metrics(
     assert (said["examples"], said["metrics"]) == (1, None)
 
 
+def test_a_model_that_is_made_in_init_has_outputs_of_examples_without_labels(
+    model_file: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "made.py"
+    source.write_text(
+        "made = []\n"
+        "def init(rng, example): made.append(example); return {}\n"
+        "def predict(params, x): return x @ params['W1'] * len(made)\n"
+        "def gradients(params, x, y): return 0.5, params\n"
+    )
+    model = {"kind": "file", "name": "", "options": {}}
+    out = tmp_path / "out.npz"
+    new = npz(tmp_path / "new.npz", x=np.ones((3, 64)))
+    predict(order(model_file, **new, own=False, model=model, model_path=str(source), out=str(out)))
+    forget()
+    with np.load(out) as arrays:
+        assert np.allclose(arrays["outputs"], read_tensors(model_file)["W1"].sum(axis=0), 1e-4)
+
+
 def test_held_out_examples_of_another_file_are_taken_if_it_has_some(
     model_file: Path, tmp_path: Path
 ) -> None:
