@@ -342,7 +342,7 @@ def report(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
 @click.option(
     "--part",
     type=click.Choice(["held-out", "training", "all"]),
-    help="Which examples; default: held-out, and all of another file that has no such part.",
+    help="Which examples; default: held-out, and all of other data that have no such part.",
 )
 @click.option("--best", is_flag=True, help="The best model instead of the last one.")
 @click.option(

@@ -27,13 +27,15 @@ from dsgd_cli.contract.errors import DsgdError, UserCodeError
 from dsgd_cli.learning.adapters import Model, load_data, load_model
 from dsgd_cli.learning.datasets import Dataset, hold_out
 from dsgd_cli.learning.evaluate import CHUNK, evaluate
-from dsgd_cli.learning.pixels import Pixels
+from dsgd_cli.learning.pixels import Pixels, joined
+from dsgd_cli.learning.readers.idx import has_test_set
+from dsgd_cli.learning.readers.images import split
 from dsgd_cli.learning.tensors import misfits, read_tensors
 
 Array = NDArray[Any]
 Order = Mapping[str, Any]
 HELD_OUT, TRAINING, ALL = "held-out", "training", "all"
-WHOLE_FRACTION = 0.5  # of a file that is put together again: two rows are enough
+WHOLE_FRACTION = 0.5  # of another file, which is put together again: two rows are enough
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,25 +99,27 @@ def _examples(order: Order) -> Examples:
         if unlabelled is not None:
             return Examples(path.name, part, unlabelled, None, None)
     options = ref["options"]
-    if whole and part == ALL:
+    if whole and part == ALL and not order["own"]:
         options = {**options, "test_fraction": WHOLE_FRACTION}
     data = load_data(ref["kind"], ref["name"], options, path).as_dtype(dtype)
     if part == HELD_OUT:
         return Examples(data.name, part, data.x_test, data.y_test, data)
     if part == TRAINING:
         return Examples(data.name, part, data.x, data.y, data)
-    x, y = np.concatenate([data.x, data.x_test]), np.concatenate([data.y, data.y_test])
+    x, y = joined(data.x, data.x_test), np.concatenate([data.y, data.y_test])
     if whole:
-        order_of_file = _order_of_file(len(x))
-        x, y = x[order_of_file], y[order_of_file]
+        rows = _order_of_file(ref["kind"], y, options["test_fraction"])
+        x, y = Pixels(x.raw[rows], x.dtype) if isinstance(x, Pixels) else x[rows], y[rows]
     return Examples(data.name, part, x, y, data)
 
 
 def _is_whole(kind: str, path: Path | None) -> bool:
-    """Whether the file has no held-out examples of its own."""
+    """Whether the file or folder has no held-out examples of its own."""
     if kind == "npz" and path is not None:
         return "x_test" not in _names(path)
-    return kind in ("csv", "svmlight")
+    if kind == "idx" and path is not None:
+        return not has_test_set(path)
+    return kind in ("csv", "svmlight", "images")
 
 
 def _unlabelled(path: Path, dtype: str) -> Array | None:
@@ -142,11 +146,14 @@ def _names(path: Path) -> set[str]:
     return set()
 
 
-def _order_of_file(count: int) -> Array:
-    """Undoes the shuffle of `hold_out`: it is the same for the same number of examples."""
-    numbers = np.arange(count)
-    split = hold_out("", numbers, numbers, WHOLE_FRACTION)
-    return np.argsort(np.concatenate([split.x, split.x_test]))
+def _order_of_file(kind: str, y: Array, fraction: float) -> Array:
+    """Undoes the shuffle of what is held out: it is the same for as many examples, of images for as
+    many of each class, which are listed class by class."""
+    if kind == "images":
+        return np.argsort(np.concatenate(split(np.sort(y), fraction)))
+    numbers = np.arange(len(y))
+    shuffled = hold_out("", numbers, numbers, fraction)
+    return np.argsort(np.concatenate([shuffled.x, shuffled.x_test]))
 
 
 # ── the model ──────────────────────────────────────────────────────────────────────────────────

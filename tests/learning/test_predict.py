@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from dsgd_cli.contract.errors import DsgdError, UserCodeError
@@ -100,6 +101,82 @@ def test_rows_of_a_csv_stay_in_their_order(model_file: Path, tmp_path: Path) -> 
     values = np.array([[float(cell) for cell in row.split(",")] for row in rows])
     assert np.allclose(values[:, :10], expected(model_file, x), atol=1e-5)
     assert np.array_equal(values[:, 10], values[:, :10].argmax(axis=1))
+
+
+def mean_grey(tmp_path: Path) -> Path:
+    """A model whose output is the mean grey value of an image."""
+    source = tmp_path / "grey.py"
+    source.write_text(
+        "def init(rng, example): return {'W1': rng.random((64, 10)), 'b1': rng.random(10)}\n"
+        "def predict(params, x): return 255 * x.mean(axis=(1, 2))\n"
+        "def gradients(params, x, y): return 0.5, params\n"
+    )
+    return source
+
+
+@pytest.mark.parametrize(("own", "part"), [(False, None), (True, "all")])
+def test_images_of_a_folder_are_answered_class_by_class_in_the_order_of_their_names(
+    own: bool,
+    part: str | None,
+    model_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for kind, shade in (("black", 0), ("grey", 100), ("white", 200)):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for i in range(4):
+            path = tmp_path / "photos" / kind / f"{i}.png"
+            Image.new("L", (8, 8), shade + i).save(path)
+    options = {"size": [8, 8], "grey": True, "test_fraction": 0.25}
+    out = tmp_path / "out.npz"
+    said = predict(
+        order(
+            model_file,
+            data={"kind": "images", "name": "", "options": options},
+            path=tmp_path / "photos",
+            model={"kind": "file", "name": "", "options": {}},
+            model_path=str(mean_grey(tmp_path)),
+            own=own,
+            part=part,
+            out=str(out),
+        )
+    )
+    forget()
+    assert (said["part"], said["examples"]) == ("all", 12)
+    with np.load(out) as arrays:
+        shades = [shade + i for shade in (0, 100, 200) for i in range(4)]
+        assert np.allclose(arrays["outputs"], shades, atol=1e-3)
+
+
+@pytest.mark.parametrize(("test_set", "part", "count"), [(False, "all", 5), (True, "held-out", 2)])
+def test_a_folder_of_idx_files_is_whole_without_a_test_set(
+    test_set: bool, part: str, count: int, model_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "numbers"
+    folder.mkdir()
+    for name, n in (("train", 5), *([("t10k", 2)] if test_set else [])):
+        shades = np.arange(n, dtype=np.uint8)
+        images = struct.pack(">BBBBIII", 0, 0, 8, 3, n, 8, 8) + np.repeat(shades, 64).tobytes()
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(images)
+        labels = struct.pack(">BBBBI", 0, 0, 8, 1, n) + shades.tobytes()
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(labels)
+    out = tmp_path / "out.npz"
+    said = predict(
+        order(
+            model_file,
+            data={"kind": "idx", "name": "", "options": {"test_fraction": 0.2}},
+            path=folder,
+            model={"kind": "file", "name": "", "options": {}},
+            model_path=str(mean_grey(tmp_path)),
+            own=False,
+            out=str(out),
+        )
+    )
+    forget()
+    assert (said["part"], said["examples"]) == (part, count)
+    with np.load(out) as arrays:
+        assert np.allclose(arrays["outputs"], np.arange(count), atol=1e-3)
 
 
 def test_examples_without_labels_have_outputs_and_no_metrics(

@@ -24,6 +24,7 @@ from dsgd_cli.learning.pixels import Array, Pixels
 
 NAME = re.compile(r".*?(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
 DIMENSIONS = {"images": 3, "labels": 1}
+TEST_SET = {("test", "images"), ("test", "labels")}
 BYTES = 0x08  # the type of the values, in the magic number
 GZIP = b"\x1f\x8b"
 CHUNK_BYTES = 1 << 20
@@ -35,11 +36,16 @@ def idx(path: Path, test_fraction: float = 0.2) -> Dataset:
     `test`) files; without them `test_fraction` is held out."""
     files = _find(path)
     x, y = _pair(path, files, "train")
-    if files.keys() & {("test", "images"), ("test", "labels")}:
+    if files.keys() & TEST_SET:
         data = Dataset(path.name, x, y, *_pair(path, files, "test"))
     else:
         data = hold_out(path.name, x, y, test_fraction)
     return replace(data, x=Pixels(np.asarray(data.x)), x_test=Pixels(np.asarray(data.x_test)))
+
+
+def has_test_set(path: Path) -> bool:
+    """Whether the folder says itself what is held out."""
+    return bool(_find(path).keys() & TEST_SET)
 
 
 def _find(folder: Path) -> dict[tuple[str, str], Path]:

@@ -48,7 +48,7 @@ def images(
     """
     files = _listed(path)
     y = np.array([file.label for file in files])
-    train, test = _split(y, test_fraction)
+    train, test = split(y, test_fraction)
     if not len(test):
         raise UserCodeError(
             f"{path.name}: the classes have too few images to hold out {test_fraction:g} of each",
@@ -127,7 +127,7 @@ def _below(folder: Path, name: str, label: int) -> Iterator[_File]:
             yield _File(inner, label, found.st_size, found.st_mtime_ns)
 
 
-def _split(y: Array, fraction: float) -> tuple[Array, Array]:
+def split(y: Array, fraction: float) -> tuple[Array, Array]:
     """(train, test): positions in random order, which is always the same; each class in both."""
     order = np.random.RandomState(SPLIT_SEED).permutation(len(y))
     held_out = np.zeros(len(y), bool)
