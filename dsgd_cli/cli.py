@@ -338,7 +338,7 @@ def report(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", metavar="DATA", help="As train.data: digits, FILE.npz, FILE.csv, data.py.")
+@click.option("--data", metavar="DATA", help="As train.data, or a file or folder like the run's.")
 @click.option(
     "--part",
     type=click.Choice(["held-out", "training", "all"]),

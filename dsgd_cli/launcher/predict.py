@@ -27,7 +27,8 @@ from dsgd_cli.contract.errors import (
     UsageError,
     UserCodeError,
 )
-from dsgd_cli.contract.spec import ClusterSpec, DataRef, ModelRef
+from dsgd_cli.contract.options import FOLDERS
+from dsgd_cli.contract.spec import DATA_SUFFIXES, ClusterSpec, DataRef, ModelRef
 from dsgd_cli.launcher.load import load
 from dsgd_cli.launcher.modules import find_module
 from dsgd_cli.launcher.remote import Message
@@ -108,12 +109,15 @@ def _spec(run: Path, data: str | None) -> ClusterSpec:
 
 
 def _override(path: Path, data: str) -> str:
-    """`--data` as an override; a file of the run's kind is read as the run's own was."""
+    """`--data` as an override; what is of the run's kind is read as the run's own was."""
     if data.lstrip().startswith("{"):
         return f"train.data={data}"
     own = _own_data(path)
-    kind = data.rpartition(".")[2]
-    value = {**own, kind: data} if kind in own else data
+    kinds = {kind for suffix, kind in DATA_SUFFIXES.items() if data.endswith(suffix)}
+    if Path(data).is_dir():
+        kinds.update(FOLDERS)
+    kind = next((kind for kind in kinds if kind in own), None)
+    value = data if kind is None else {**own, kind: data}
     return f"train.data={json.dumps(value)}"
 
 
