@@ -32,7 +32,7 @@ def doubts(spec: ClusterSpec) -> Iterator[Mistake]:
     algorithm, workers = spec.train.algorithm, spec.workers.count
     if isinstance(algorithm, Downpour):
         most = algorithm.max_staleness
-        if most is not None and most < workers:
+        if most is not None and most < workers and workers > 1:  # alone, nothing is late
             yield Mistake(
                 (*ALGORITHM, "downpour", "max_staleness"),
                 f"with {_count(workers, 'worker')} a push comes about {workers - 1} late: a bound"

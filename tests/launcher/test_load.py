@@ -329,6 +329,11 @@ def test_what_hardly_helps_is_a_note(algorithm: str, said: str | None) -> None:
     assert notes == (() if said is None else (said,))
 
 
+def test_of_one_worker_no_push_is_late() -> None:
+    text = "workers: 1\ntrain: {algorithm: {downpour: {max_staleness: 0}}}\n"
+    assert loaded(text).notes == ()
+
+
 def test_nothing_is_said_of_a_number_of_workers_that_is_wrong() -> None:
     [line] = mistakes("workers: none\ntrain: {algorithm: {synchronous: {backup_workers: 3}}}\n")
     assert line.startswith("cluster.yaml:1:10  ")
