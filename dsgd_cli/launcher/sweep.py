@@ -18,7 +18,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dsgd_cli.contract.errors import DsgdError, Interrupted, SpecError, UsageError
+from dsgd_cli.contract.errors import (
+    ClusterHeld,
+    DsgdError,
+    Interrupted,
+    SpecError,
+    TeardownIncomplete,
+    UsageError,
+)
 from dsgd_cli.contract.spec import ClusterSpec, Train
 from dsgd_cli.launcher.collect import make_run_dir
 from dsgd_cli.launcher.follow import TrainScreen
@@ -31,7 +38,6 @@ from dsgd_cli.reporting.runs import is_run
 from dsgd_cli.reporting.write import draw
 
 MOST = 1000  # runs; more are a slip
-STOPS = (8, 9)  # exit codes after which the next run would only fail the same way
 COLUMNS = ("outcome", "value", "loss", "steps", "epochs", "seconds", "batches_per_second")
 HEADS = ("OUTCOME", "VALUE", "LOSS", "STEPS", "EPOCHS", "SECONDS", "BATCHES/S")
 
@@ -67,6 +73,7 @@ class Sweep:
     summaries: list[Message] = field(default_factory=list)  # of the first cells
     errors: list[tuple[Cell, DsgdError]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    broken_off: DsgdError | None = None  # by what
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """The table: the values of each cell, then what it came to."""
@@ -78,24 +85,26 @@ class Sweep:
         return (*(key.rpartition(".")[2].upper() for key, _ in self.cells[0].values), *HEADS)
 
     def check(self) -> None:
-        """Raises what went wrong first."""
+        """Raises what broke the sweep off, else what went wrong first."""
         if self.errors:
-            raise self.errors[0][1]
+            raise self.broken_off or self.errors[0][1]
 
 
 def grid(expressions: Sequence[str]) -> list[Axis]:
     """`workers=1,2` -> its key and its values. Raises UsageError."""
     axes: list[Axis] = []
     for expression in expressions:
-        key, equals, text = expression.partition("=")
+        name, equals, text = expression.partition("=")
+        key = name.strip()
         values = tuple(value.strip() for value in _split(text))
-        if not equals or not key.strip() or not all(values):
+        if not equals or not key or not all(values):
             raise UsageError(
                 f"{expression}: not a list of values", remedy="write key=value,value: workers=1,2,4"
             )
-        if key in dict(axes) or len(set(values)) != len(values):
+        known = {full_key(other) for other, _ in axes}
+        if full_key(key) in known or len(set(values)) != len(values):
             raise UsageError(f"{expression}: given twice", remedy="name each key and value once")
-        axes.append((key.strip(), values))
+        axes.append((key, values))
     if not axes:
         raise UsageError("nothing varies", remedy="write key=value,value: workers=1,2,4")
     count = math.prod(len(values) for _, values in axes)
@@ -141,7 +150,8 @@ def sweep(cells: Sequence[Cell], screen: TrainScreen, options: Options) -> Sweep
             cell.spec, screen, replace(options, runs=made.folder, label=cell.folder), Phases()
         )
         _add(made, cell, result)
-        if isinstance(result.error, Interrupted) or _code(result) in STOPS:
+        if _is_the_end(result):
+            made.broken_off = result.error
             break
     runs = [Path(summary["run_dir"]) for summary in made.summaries]
     if began := [run for run in runs if is_run(run)]:
@@ -162,8 +172,11 @@ def _add(made: Sweep, cell: Cell, result: Result) -> None:
         raise DsgdError(f"{made.folder}: {error.strerror}") from None
 
 
-def _code(result: Result) -> int:
-    return 0 if result.error is None else result.error.exit_code
+def _is_the_end(result: Result) -> bool:
+    """Whether the next run would only fail the same way, or is not wanted."""
+    left = result.receipt is not None and bool(result.receipt.left)
+    ends = (Interrupted, ClusterHeld, TeardownIncomplete)
+    return left or isinstance(result.error, ends)
 
 
 def _cell(value: object) -> str:

@@ -6,8 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from dsgd_cli.contract.errors import DsgdError, HostError, SpecError, UsageError
+from dsgd_cli.contract.errors import (
+    ClusterHeld,
+    DsgdError,
+    HostError,
+    Interrupted,
+    SpecError,
+    TeardownIncomplete,
+    UsageError,
+)
 from dsgd_cli.launcher import sweep as sweeping
+from dsgd_cli.launcher.down import Receipt
 from dsgd_cli.launcher.load import Loaded, load
 from dsgd_cli.launcher.phases import Phases
 from dsgd_cli.launcher.result import Result
@@ -48,6 +57,8 @@ def test_values_are_split_at_commas_outside_of_brackets_and_quotes() -> None:
         (("workers=",), "not a list of values"),
         (("workers=1,1",), "given twice"),
         (("workers=1", "workers=2"), "given twice"),
+        (("workers=1", " workers=2"), "given twice"),
+        (("algorithm=downpour", "train.algorithm=sandblaster"), "given twice"),
         (("seed=" + ",".join(map(str, range(1001))),), "1001 runs are too many"),
     ],
 )
@@ -109,7 +120,9 @@ class Screen:
     ("error", "runs"),
     [
         (HostError("gpu1", "no answer"), 3),
-        (type("Held", (DsgdError,), {"exit_code": 8})("held"), 2),
+        (ClusterHeld("held"), 2),
+        (TeardownIncomplete("left"), 2),
+        (Interrupted("Ctrl-C", 130), 2),
         (None, 3),
     ],
 )
@@ -138,3 +151,34 @@ def test_a_run_that_fails_ends_the_sweep_only_if_the_next_would_fail_like_it(
     else:
         with pytest.raises(type(error)):
             found.check()
+
+
+def test_what_broke_it_off_is_what_it_ends_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cells_of("workers=1,2,4")
+    stopped = Interrupted("Ctrl-C", 130)
+    errors = iter([HostError("gpu1", "no answer"), stopped])
+
+    def train(spec: object, screen: object, options: Options, phases: Phases) -> Result:
+        return Result(made[0].spec, options.runs / "run", phases, error=next(errors))
+
+    monkeypatch.setattr(sweeping, "train", train)
+    found = sweep(made, Screen(), Options(runs=Path("runs")))  # type: ignore[arg-type]
+    with pytest.raises(Interrupted) as caught:
+        found.check()
+    assert caught.value is stopped
+
+
+def test_what_is_left_somewhere_ends_it_whatever_the_run_failed_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = cells_of("workers=1,2,4")
+
+    def train(spec: object, screen: object, options: Options, phases: Phases) -> Result:
+        result = Result(made[0].spec, options.runs / "run", phases)
+        result.error = HostError("gpu1", "no answer")
+        result.receipt = Receipt(0, left=("gpu1",), results=(), placed=3)
+        return result
+
+    monkeypatch.setattr(sweeping, "train", train)
+    found = sweep(made, Screen(), Options(runs=Path("runs")))  # type: ignore[arg-type]
+    assert len(found.summaries) == 1
