@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from dsgd_cli.learning.adapters import Model, forget, load_data, load_model
+from dsgd_cli.learning.adapters import (
+    Model,
+    batch_size_of,
+    forget,
+    load_data,
+    load_model,
+    reference,
+)
 from dsgd_cli.learning.datasets import Dataset
 
 Files = Mapping[str, "str | None"]
@@ -40,15 +47,15 @@ def load(train: Mapping[str, Any], seed: int, files: Files) -> Material:
     dtype = train["dtype"]
     forget()
     paths = {what: _path(train[what], files.get(what)) for what in ("model", "data")}
-    model = load_model(*_reference(train["model"]), paths["model"])
-    data = load_data(*_reference(train["data"]), paths["data"]).as_dtype(dtype)
+    model = load_model(*reference(train["model"]), paths["model"])
+    data = load_data(*reference(train["data"]), paths["data"]).as_dtype(dtype)
     for array in (data.x, data.y, data.x_test, data.y_test):
         array.flags.writeable = False  # a model that changes its input fails on its own line
     return Material(
         model=model,
         data=data,
         dtype=dtype,
-        batch_size=train["batch_size"] or train["algorithm"]["rows"],
+        batch_size=batch_size_of(train),
         seed=seed,
         digest=_digest(model, data, paths["model"], seed),
     )
@@ -56,10 +63,6 @@ def load(train: Mapping[str, Any], seed: int, files: Files) -> Material:
 
 def tensors(params: Mapping[str, np.ndarray[Any, Any]]) -> Tensors:
     return tuple((name, array.shape) for name, array in params.items())
-
-
-def _reference(ref: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
-    return ref["kind"], ref["name"], ref["options"]
 
 
 def _path(ref: Mapping[str, Any], sent: str | None) -> Path | None:

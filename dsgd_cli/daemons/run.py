@@ -35,6 +35,10 @@ from dsgd_cli.wire.identity import PeerUnreachable
 MAX_BLOCK_BYTES = 1 << 20
 TICK_S = 0.2
 SAME = Scale()
+SAID_AT_THE_END = (  # fields of `Finish`, as they are
+    *("outcome", "reason", "metric", "value", "loss"),
+    *("steps", "examples", "seconds", "epochs"),
+)
 
 ToWorker = Callable[[int, pb.FromCoordinator], None]
 Expel = Callable[[int, int, str], None]  # worker, incarnation, why: end its session
@@ -162,13 +166,7 @@ class Run:
         if self._layout is not None:
             tensors = [[tensor.name, list(tensor.shape)] for tensor in self._layout.tensors]
             layout = {"dtype": self._layout.dtype, "tensors": tensors}
-        fields = {
-            name: getattr(finish, name)
-            for name in (
-                *("outcome", "reason", "metric", "value", "loss", "steps", "examples"),
-                *("seconds", "epochs"),
-            )
-        }
+        fields = {name: getattr(finish, name) for name in SAID_AT_THE_END}
         about = {
             "run_id": self._id,
             "layout": layout,

@@ -78,7 +78,7 @@ def limit(until: Until, *, epochs: int, steps: int, elapsed_s: float) -> str | N
 
 
 def limits(until: Until) -> dict[str, float]:
-    """Everything that can end the run, by name, for people to see."""
+    """The targets and limits that are numbers, by name, for people to see."""
     given = {
         "loss": until.loss,
         "accuracy": until.accuracy,

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsgd_cli.engine.events import Best, Evaluate, Evaluated, Settings, Until
+from dsgd_cli.engine import convergence
+from dsgd_cli.engine.events import Best, Evaluate, Evaluated, Settings
 from dsgd_cli.engine.plateau import Plateau, improves, metric_of
 from dsgd_cli.engine.schedule import Schedule
 
@@ -25,13 +26,6 @@ class Evaluation:
     worker: int
     frozen: bool
     since_s: float
-
-
-def wanted_metric(until: Until) -> str | None:
-    """The metric that says which model is best, if the targets name one."""
-    if until.accuracy is not None:
-        return "accuracy"
-    return "loss" if until.loss is not None else None
 
 
 @dataclass(slots=True)
@@ -100,7 +94,8 @@ class Evaluations:
         return evaluation
 
     def _keep(self, event: Evaluated, step: int) -> None:
-        name = metric_of(event.metrics, wanted_metric(self.settings.until))
+        target = next(iter(convergence.targets(self.settings.until)), None)
+        name = metric_of(event.metrics, target)
         best = math.nan if self.best is None else self.best.value
         if name is None or event.kept is None or not improves(name, event.metrics[name], best):
             return

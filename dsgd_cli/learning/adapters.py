@@ -124,6 +124,16 @@ class Model:
             raise _raised(f"{self.name}: {what}", error) from error
 
 
+def reference(ref: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
+    """(kind, name, options) of a reference in a run's `train` section."""
+    return ref["kind"], ref["name"], ref["options"]
+
+
+def batch_size_of(train: Mapping[str, Any]) -> int:
+    """The examples that are computed at a time: a batch, or with `sandblaster` a piece of all."""
+    return int(train["batch_size"] or train["algorithm"]["rows"])
+
+
 def load_model(
     kind: str, name: str = "", options: Mapping[str, Any] | None = None, path: Path | None = None
 ) -> Model:

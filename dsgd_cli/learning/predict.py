@@ -24,7 +24,13 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from dsgd_cli.contract.errors import DsgdError, UserCodeError
-from dsgd_cli.learning.adapters import Model, load_data, load_model
+from dsgd_cli.learning.adapters import (
+    Model,
+    batch_size_of,
+    load_data,
+    load_model,
+    reference,
+)
 from dsgd_cli.learning.datasets import Dataset, hold_out
 from dsgd_cli.learning.evaluate import CHUNK, evaluate
 from dsgd_cli.learning.pixels import Pixels, joined
@@ -57,7 +63,7 @@ def predict(order: Order) -> dict[str, Any]:
     """
     train, files = order["train"], order["files"]
     params = read_tensors(Path(order["model_file"]))
-    model = load_model(*_reference(train["model"]), _path(files["model"]))
+    model = load_model(*reference(train["model"]), _path(files["model"]))
     examples = _examples(order)
     with np.errstate(all="ignore"):
         unfit = _unfit(order, model, params, examples)
@@ -167,7 +173,7 @@ def _unfit(
     Of other data than the run's that may be right all the same: there may be fewer classes.
     """
     train = order["train"]
-    size = train["batch_size"] or train["algorithm"]["rows"]
+    size = batch_size_of(train)
     rng = np.random.default_rng(order["seed"])
     if examples.data is None:  # a module of torch's is made there, all the same
         unknown = np.zeros(len(examples.x[:size]), np.int64)
@@ -251,10 +257,6 @@ def _write_csv(path: Path, outputs: Array, classes: Array | None) -> None:
 
 
 # ── the process ────────────────────────────────────────────────────────────────────────────────
-
-
-def _reference(ref: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
-    return ref["kind"], ref["name"], ref["options"]
 
 
 def _path(path: str | None) -> Path | None:

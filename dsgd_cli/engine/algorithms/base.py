@@ -20,7 +20,7 @@ Left = tuple[Remainder, ...]  # what a lost worker held: nobody's until every sh
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How far the run is. `batches_left`: until `max_steps`, what is handed out included."""
+    """How far the run is. `max_steps`: where it ends, if that is set."""
 
     now_s: float
     elapsed_s: float
