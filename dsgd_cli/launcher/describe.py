@@ -250,6 +250,8 @@ def resolved_yaml(spec: ClusterSpec) -> str:
         "optimizer": {train.optimizer.name: _short(train.optimizer.options)},
         "evaluate": {"every": _every(train.evaluate.every)},
     }
+    if train.algorithm.name == "sandblaster":
+        del data["train"]["optimizer"]  # it uses none, and whoever loads this would be told so
     return yaml.dump(
         data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None
     )

@@ -189,9 +189,11 @@ def test_the_resolved_file_gives_the_same_specification(tmp_path: Path) -> None:
     assert made.train.model.path == str(tmp_path / "m.py")
     again.write_text(resolved_yaml(made))
     assert load(again).spec == made
-    for spec in (local_spec("2x3").spec, local_spec("1x1", "softmax").spec):
+    sandblaster = local_spec("1x1", "mlp", "digits", ["train.algorithm=sandblaster"]).spec
+    for spec in (local_spec("2x3").spec, local_spec("1x1", "softmax").spec, sandblaster):
         again.write_text(resolved_yaml(spec))
         assert load(again).spec == spec
+        assert load(again).notes == ()
 
 
 def test_the_table_names_every_field() -> None:
