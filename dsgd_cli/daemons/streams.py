@@ -156,6 +156,8 @@ class Stream:
         if self._gate is not None and self._downpour.summed:
             self._flush()  # others may be waiting for this clock
         self._settle()
+        if self._gate is not None:
+            self._say_clocks()  # once more: nothing is in hand, and nobody need wait
         if self._downpour.summed == 0:
             self._do(Action.PULL)
             self._settle()
@@ -297,6 +299,9 @@ class Stream:
     def _tick(self) -> None:
         """All shards have this clock's push."""
         self._clocks += 1
+        self._say_clocks()
+
+    def _say_clocks(self) -> None:
         self._send(pb.FromWorker(ticked=pb.Ticked(epoch=self._epoch, clock=self._clocks)))
 
     def _mark(self) -> None:

@@ -166,7 +166,8 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Ticked:
-    """So many clocks of this worker are in all shards (stale_synchronous)."""
+    """So many clocks of this worker are in all shards (stale_synchronous). The same number again:
+    and it has none in hand, because it evaluates."""
 
     worker: int
     incarnation: int

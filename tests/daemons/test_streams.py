@@ -286,6 +286,7 @@ class World:
         clocks, number = self.clocks, worker.who[0]
         here = clocks._base[number] + gate.clock
         assert here <= clocks.least() + self.bound, "too far ahead"
+        assert number in clocks._counts, "nobody waits for it"
         for contents in hand:
             assert contents[worker.who] == gate.clock, "it does not read its writes"
             for other, since in self.since.items():

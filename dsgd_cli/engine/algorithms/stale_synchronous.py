@@ -7,8 +7,9 @@ acknowledged, and those that had nothing to send, as no gradient was finite. It 
 for clock c contains every update of a clock below c - bound, and its own.
 
 What differs from the paper: the cluster is elastic. Who joins begins at the least clock; who has
-nothing to do does not count, and nor does who evaluates; both go on from the least clock, with
-parameters fetched anew; who is gone counts no more from the moment that this is known.
+nothing to do does not count, and nor does who evaluates, from the moment that its last clock is in
+all shards; both go on from the least clock, with parameters fetched anew; who is gone counts no
+more from the moment that this is known.
 `Clocks` is the coordinator's half, `Gate` the worker's, which checks its own reads; both are pure.
 """
 
@@ -59,6 +60,10 @@ class Clocks:
         if worker in self._completed:
             self._completed[worker] = max(count, self._completed[worker])
             self.least()  # which may have risen, and does not fall when this one pauses
+
+    def has(self, worker: int, count: int) -> bool:
+        """Whether so many are known already: who says it again has no clock in hand."""
+        return count <= self._completed.get(worker, -1)
 
     def least(self) -> int:
         """The least clock of those that count; it never falls."""

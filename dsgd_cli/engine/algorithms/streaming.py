@@ -106,12 +106,12 @@ class Streaming:
 
     def withdraw(self, worker: int) -> None:
         self._away.discard(worker)  # an evaluation that it had not begun
+        if self._clocks is not None:
+            self._clocks.pause(worker)
         self._queue.put_back(self._queue.withdraw(worker))
 
     def away(self, worker: int) -> None:
-        self._away.add(worker)
-        if self._clocks is not None:
-            self._clocks.pause(worker)
+        self._away.add(worker)  # it counts until it says that it has no clock in hand
 
     def back(self, worker: int) -> None:
         self._away.discard(worker)
@@ -135,7 +135,10 @@ class Streaming:
 
     def take(self, event: FromStrategyWorker | Answered, now_s: float) -> None:
         if isinstance(event, Ticked) and self._clocks is not None:
+            again = self._clocks.has(event.worker, event.clock)
             self._clocks.completed(event.worker, event.clock)
+            if again and event.worker in self._away:
+                self._clocks.pause(event.worker)
 
     def complete(self) -> list[EpochRecord]:
         complete, self._complete = self._complete, []
@@ -178,12 +181,13 @@ class Streaming:
         return admitted
 
     def _tell(self, clocks: Clocks, members: Sequence[Member]) -> Iterator[Decision]:
-        """Who has a task, and is at it, counts."""
-        for member in members:
-            busy = self._queue.held(member.worker) > 0 and member.worker not in self._away
-            (clocks.resume if busy else clocks.pause)(member.worker)
+        """Who has a task counts. Who is to evaluate is told of no further ones."""
+        here = [member.worker for member in members if member.worker not in self._away]
+        for worker in here:
+            (clocks.resume if self._queue.held(worker) > 0 else clocks.pause)(worker)
         for worker, limit in clocks.news():
-            yield Advance(worker, limit)
+            if worker in here:
+                yield Advance(worker, limit)
 
     def _batches_left(self, reached: Reached) -> int | None:
         """So that `max_steps` is met, and not overrun by what is queued."""

@@ -125,6 +125,7 @@ class Worker:
         if self.summed:
             yield from self.begin(push=True)
         yield from self.settle()
+        self.outbox.append(("ticked", self.pushed))  # once more: nothing is in hand
         yield from self.begin(push=False)
         yield from self.settle()
         self.gate.away()
@@ -152,6 +153,11 @@ class Worker:
             self.outbox.append(("ticked", self.pushed))
         self.outbox.extend([("reported", 0)] * self.ended)
         self.ended = 0
+
+    @property
+    def has_a_clock_in_hand(self) -> bool:
+        """Something that is computed, and not in all shards."""
+        return bool(self.summed) or (self.flight is not None and self.flight.push)
 
     def fly(self) -> None:
         """The exchange reaches another shard."""
@@ -232,6 +238,9 @@ class World:
     # ── the coordinator ──
 
     def both(self, what: str, *arguments: int) -> None:
+        if what == "pause":
+            worker = self.workers[arguments[0]]
+            assert worker.dead or not worker.has_a_clock_in_hand, "nobody waits for its clock"
         for book in (self.clocks, self.book):
             getattr(book, what)(*arguments)
 
@@ -259,7 +268,6 @@ class World:
     def evaluate(self, number: int) -> None:
         if not self.away:
             self.away.add(number)
-            self.both("pause", number)
             self.workers[number].inbox.append(("evaluate", 0))
             self.work()
 
@@ -267,7 +275,10 @@ class World:
         if worker.outbox:
             number, (kind, value) = worker.who[0], worker.outbox.popleft()
             if kind == "ticked":
+                again = self.clocks.has(number, value)
                 self.both("completed", number, value)
+                if again and number in self.away:
+                    self.both("pause", number)
             elif kind == "reported":
                 self.held[number].popleft()
             else:
@@ -282,10 +293,11 @@ class World:
                 self.held[number].append(size)
                 self.workers[number].inbox.append(("grant", size))
         for number in self.workers:
-            busy = self.held[number] and number not in self.away
-            self.both("resume" if busy else "pause", number)
+            if number not in self.away:
+                self.both("resume" if self.held[number] else "pause", number)
         for number, limit in self.clocks.news():
-            self.workers[number].inbox.append(("advance", limit))
+            if number not in self.away:
+                self.workers[number].inbox.append(("advance", limit))
         self.book.least()
 
     # ── what is promised ──
@@ -296,6 +308,7 @@ class World:
         book, (number, _), clock = self.book, worker.who, worker.gate.clock
         here = book.shift[number] + clock
         assert here <= book.least() + self.bound, f"worker/{number} is too far ahead"
+        assert number in book.since, f"nobody waits for worker/{number}"
         for contents in worker.hand:
             assert contents[worker.who] == clock, f"worker/{number} does not read its writes"
             for other, since in book.since.items():
@@ -303,7 +316,7 @@ class World:
                 found = contents[self.workers[other].who]
                 assert needed <= max(since, found), f"worker/{number} lacks worker/{other}"
                 ahead = book.shift[other] + found - here
-                assert number not in book.since or ahead <= self.bound + 1, "it is left behind"
+                assert ahead <= self.bound + 1, "it is left behind"
 
 
 def check(seed: int) -> World:

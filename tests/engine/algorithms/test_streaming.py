@@ -151,6 +151,7 @@ def test_nobody_waits_for_who_evaluates_and_it_is_told_when_it_counts_again() ->
     made.join(0, 1)
     made.work()
     made.strategy.away(1)
+    made.strategy.take(e.Ticked(1, 1, 0), 0.0)  # it has no clock in hand
     made.strategy.take(e.Ticked(0, 1, 1), 0.0)
     assert advances(made.work()) == [(0, 1)]
     made.strategy.take(e.Ticked(0, 1, 5), 0.0)
@@ -159,12 +160,30 @@ def test_nobody_waits_for_who_evaluates_and_it_is_told_when_it_counts_again() ->
     assert advances(made.work()) == [(1, 0)]  # it goes on where the other one is
 
 
+def test_who_is_to_evaluate_is_waited_for_while_it_has_a_clock_in_hand() -> None:
+    made = cluster(clocks=Clocks(0))
+    made.join(0, 1)
+    assert advances(made.work()) == [(0, 0), (1, 0)]
+    made.strategy.away(1)  # in the middle of its first gradient
+    made.strategy.take(e.Ticked(0, 1, 1), 0.0)
+    assert advances(made.work()) == []
+    made.strategy.take(e.Ticked(1, 1, 1), 0.0)
+    assert advances(made.work()) == [(0, 1)]  # and nothing new for who is to evaluate
+    made.strategy.take(e.Ticked(0, 1, 2), 0.0)
+    assert advances(made.work()) == []
+    made.strategy.take(e.Ticked(1, 1, 1), 0.0)
+    assert advances(made.work()) == [(0, 2)]
+    made.strategy.back(1)
+    assert advances(made.work()) == [(1, 1)]  # its own second clock, where the other one is
+
+
 def test_who_is_away_twice_in_a_row_is_told_again() -> None:
     made = cluster(clocks=Clocks(0))
     made.join(0)
     made.work()
     for _ in range(2):  # judging: nothing is handed out between the two
         made.strategy.away(0)
+        made.strategy.take(e.Ticked(0, 1, 0), 0.0)
         made.strategy.back(0)
     assert advances(made.work()) == [(0, 0)]
 
