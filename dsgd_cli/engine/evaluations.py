@@ -93,6 +93,16 @@ class Evaluations:
             self._watch_plateaus()
         return evaluation
 
+    def missing(self, metrics: Mapping[str, float]) -> list[str]:
+        """Targets and plateaus that wait for a metric that the model does not have."""
+        found = [f"until.{name}" for name in convergence.missing(self.settings.until, metrics)]
+        plateaus = {"optimizer.decay.plateau": self._decay, "until.plateau": self._end}
+        return found + [
+            name
+            for name, plateau in plateaus.items()
+            if plateau is not None and metric_of(metrics, plateau.metric) is None
+        ]
+
     def _keep(self, event: Evaluated, step: int) -> None:
         target = next(iter(convergence.targets(self.settings.until)), None)
         name = metric_of(event.metrics, target)

@@ -357,12 +357,12 @@ class Training:
 
     def _weigh(self, event: Evaluated) -> None:
         step = self._ledger.steps
-        absent = convergence.missing(self._until, event.metrics)
+        absent = self._evaluations.missing(event.metrics)
         if reason := convergence.diverged_evaluation(event.metrics, step=step, worker=event.worker):
             self._end(Why.DIVERGED, reason)
         elif absent:
             error = (
-                f"until.{absent[0]} is set, but the model's metrics are "
+                f"{absent[0]} is set, but the model's metrics are "
                 f"{', '.join(sorted(event.metrics)) or 'none'}"
             )
             self._end(Why.FAILED, error, Failure(process_name("worker", event.worker), error))

@@ -100,6 +100,27 @@ def test_without_a_plateau_the_rate_stays(optimizer: dict[str, Any]) -> None:
     assert evaluations.rate == 1.0 and evaluations.ended_by is None
 
 
+@pytest.mark.parametrize(
+    ("metric", "metrics", "absent"),
+    [
+        ("accuracy", {"loss": 1.0}, ["optimizer.decay.plateau"]),
+        (None, {"perplexity": 3.0}, ["optimizer.decay.plateau"]),
+        (None, {"loss": 1.0}, []),
+        ("loss", {"loss": 1.0, "accuracy": 0.5}, []),
+    ],
+)
+def test_a_plateau_of_what_the_model_does_not_measure_is_named(
+    metric: str | None, metrics: dict[str, float], absent: list[str]
+) -> None:
+    assert Evaluations(settings(optimizer=decay(metric=metric))).missing(metrics) == absent
+
+
+def test_all_that_waits_for_a_metric_is_named() -> None:
+    plateau = {"patience": 2, "min_delta": 0.0, "metric": None}
+    evaluations = Evaluations(settings(e.Until(accuracy=0.9, plateau=plateau)))
+    assert evaluations.missing({}) == ["until.accuracy", "until.plateau"]
+
+
 def test_answers_to_what_is_not_under_way_are_none() -> None:
     evaluations = Evaluations(settings())
     reached = {"epochs": 0, "steps": 1, "elapsed_s": 0.0}
