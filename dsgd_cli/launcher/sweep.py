@@ -116,7 +116,7 @@ def grid(expressions: Sequence[str]) -> list[Axis]:
 def cells(axes: Sequence[Axis], load: Callable[[list[str]], Loaded]) -> list[Cell]:
     """Every combination, the last key varying fastest; all mistakes at once, each with its cell."""
     made: list[Cell] = []
-    details: list[str] = []
+    found: list[list[str]] = []  # the lines of each mistake, once
     for values in itertools.product(*(values for _, values in axes)):
         pairs = tuple(zip((key for key, _ in axes), values, strict=True))
         try:
@@ -124,13 +124,25 @@ def cells(axes: Sequence[Axis], load: Callable[[list[str]], Loaded]) -> list[Cel
         except SpecError as error:
             if not error.details:  # there is no such file
                 raise
-            details += [line for line in error.details if line not in details]
+            found += [block for block in _blocks(error.details) if block not in found]
         else:
             made.append(Cell(len(made) + 1, pairs, spec))
-    if details:
+    if found:
+        details = [line for block in found for line in block]
         count = math.prod(len(values) for _, values in axes)
         raise SpecError(f"{count - len(made)} of {count} runs cannot be", details=details)
     return made
+
+
+def _blocks(lines: Sequence[str]) -> list[list[str]]:
+    """Mistakes one by one: what is wrong, then the place, indented."""
+    blocks: list[list[str]] = []
+    for line in lines:
+        if line.startswith(" ") and blocks:
+            blocks[-1].append(line)
+        else:
+            blocks.append([line])
+    return blocks
 
 
 def full_key(key: str) -> str:

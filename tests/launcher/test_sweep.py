@@ -98,6 +98,8 @@ def test_all_mistakes_are_found_before_anything_starts() -> None:
     said = [line for line in caught.value.details if line.startswith("--set")]
     assert len(said) == len(set(said)) == 3
     assert "--set train.algorithm=downpur:1:17  unknown algorithm 'downpur'" in said[0]
+    carets = [line for line in caught.value.details if line.strip(" |^") == ""]
+    assert len(carets) == 3  # each has its own, also where two are alike
 
 
 def test_a_file_that_is_not_there_is_said_as_ever() -> None:
