@@ -32,6 +32,7 @@ from dsgd_cli.contract.spec import DATA_SUFFIXES, ClusterSpec, DataRef, ModelRef
 from dsgd_cli.launcher.load import load
 from dsgd_cli.launcher.modules import find_module
 from dsgd_cli.launcher.remote import Message
+from dsgd_cli.reporting.runs import is_run
 
 CHILD = "dsgd_cli.learning.predict"
 SUFFIXES = (".npz", ".csv")
@@ -85,12 +86,13 @@ def _model_file(run: Path, best: bool) -> Path:
     name = "best.safetensors" if best else "model.safetensors"
     if not run.is_dir():
         raise UsageError(f"{run}: no such folder", remedy="give the folder of a run: runs/NAME")
-    if not (run / "cluster.yaml").is_file():
+    found = (run / name).is_file()
+    if not (run / "cluster.yaml").is_file() or not (found or is_run(run)):
         raise UsageError(
-            f"{run} is not the folder of a run: it has no cluster.yaml",
+            f"{run} is not the folder of a run: it lacks cluster.yaml or summary.json",
             remedy="give the folder that `dsgd train` has named: runs/NAME",
         )
-    if not (run / name).is_file():
+    if not found:
         other = "" if best or not (run / "best.safetensors").is_file() else "try --best"
         raise UsageError(f"{run} has no {name}: the run brought no such model home", remedy=other)
     return run / name
@@ -188,5 +190,6 @@ def said(result: Message) -> str:
         for name, value in sorted((result["metrics"] or {}).items())
     ]
     which = "" if result["part"] == "all" else f"{result['part']} "
-    parts.append(f"on {result['examples']} {which}examples of {result['data']}")
+    on = "on " if parts else "outputs of "
+    parts.append(f"{on}{result['examples']} {which}examples of {result['data']}")
     return "  ".join(parts)

@@ -105,7 +105,11 @@ def test_what_is_no_run_and_what_is_no_format_is_2(user: User) -> None:
     run = user.dsgd("predict", ".")
     assert run.code == 2
     assert "is not the folder of a run" in run.err
-    user.write("name: x", "cluster.yaml")
+    user.write("name: x", "cluster.yaml")  # such as the one that runs are started from
+    run = user.dsgd("predict", ".")
+    assert run.code == 2
+    assert "is not the folder of a run" in run.err
+    user.write("{}", "summary.json")
     run = user.dsgd("predict", ".")
     assert run.code == 2
     assert "has no model.safetensors" in run.err
