@@ -90,7 +90,10 @@ def explain(
             hint = did_you_mean(key, fields_at(model, path[:-1]))
             found.append(Mistake(path, f"unknown key {show(key)}", hint, key=True))
         else:
-            found.append(_in_words(path, kind, context, item["input"]))
+            mistake = _in_words(path, kind, context, item["input"])
+            if kind == "model_type" and not mistake.hint and (fields := fields_at(model, path)):
+                mistake = mistake._replace(hint=f"write {{{fields[0]}: …}}")
+            found.append(mistake)
     return found
 
 
@@ -139,6 +142,8 @@ def _in_words(path: Path, kind: str, context: Mapping[str, Any], value: object) 
         return Mistake(path, f"{show(value)} is out of range", f"it must be {words} {bound}")
     if kind == "too_long":
         return Mistake(path, "too many entries", f"{context['max_length']} at most")
+    if kind == "too_short":
+        return Mistake(path, "too few entries", f"at least {context['min_length']}")
     if kind == "literal_error":
         names = [part.strip(" '") for part in context["expected"].replace(" or ", ", ").split(",")]
         if isinstance(value, str):

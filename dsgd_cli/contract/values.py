@@ -77,10 +77,20 @@ def known(table: Table, name: object, what: str, path: tuple[str, ...], *, key: 
     return name
 
 
-def _only_key(value: Mapping[str, object], what: str) -> str:
+def _single(table: Table, value: Mapping[str, object], what: str) -> str:
+    """How to name one: an option that stands beside its owner belongs into it."""
+    names = [key for key in value if key in table]
+    if len(names) == 1:
+        beside = [key for key in value if key != names[0]]
+        if all(key in table[names[0]].model_fields for key in beside):
+            return f"write {{{names[0]}: {{{beside[0]}: …}}}}"
+    return f"name a single {what}"
+
+
+def _only_key(table: Table, value: Mapping[str, object], what: str) -> str:
     if len(value) != 1:
         found = ", ".join(show(key) for key in value) or "nothing"
-        raise mistake(f"expected one {what}, found {found}", f"name a single {what}")
+        raise mistake(f"expected one {what}, found {found}", _single(table, value, what))
     return next(iter(value))
 
 
@@ -89,7 +99,9 @@ def choice(table: Table, value: object, what: str) -> tuple[str, dict[str, Any]]
     if isinstance(value, str):
         return known(table, value, what, (), key=False), checked(table, value, {}, ())
     if isinstance(value, Mapping):
-        name = known(table, _only_key(value, what), what, (str(next(iter(value))),), key=True)
+        name = known(
+            table, _only_key(table, value, what), what, (str(next(iter(value))),), key=True
+        )
         return name, checked(table, name, value[name], (name,))
     first = next(iter(table))
     raise mistake(f"expected a {what}, found {show(value)}", f"write {first} or {{{first}: {{}}}}")

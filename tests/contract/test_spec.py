@@ -279,6 +279,18 @@ def test_the_dump_is_valid_input_again(fields: dict[str, Any]) -> None:
             "expected one optimizer, found 'sgd', 'adam' – name a single optimizer",
         ),
         (
+            {"train": {"optimizer": {"sgd": {}, "decay": "constant"}}},
+            "expected one optimizer, found 'sgd', 'decay' – write {sgd: {decay: …}}",
+        ),
+        (
+            {"train": {"data": {"images": "a", "size": [32]}}},
+            "too few entries – at least 2",
+        ),
+        (
+            {"train": {"until": {"plateau": 5}}},
+            "expected a mapping, found 5 – write {patience: …}",
+        ),
+        (
             {"train": {"optimizer": {"momentum": {"nesterov": "yes"}}}},
             "expected true or false, found 'yes' – write true",
         ),
