@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dsgd_cli.contract.errors import DsgdError
+from dsgd_cli.contract.names import counted
 from dsgd_cli.view import View, aligned
 
 SCHEMA = {"type": "version", "schema": "dsgd/1"}
@@ -235,15 +236,17 @@ def printable(text: str) -> str:
 def summary_line(summary: Message) -> str:
     """`converged  accuracy 0.9722  at step 900, epoch 20, in 1.4s   2 workers, 2 servers ...`."""
     outcome, reason = str(summary["outcome"]), str(summary.get("reason") or "")
-    if outcome == "converged" and reason.endswith("reached"):  # there was no target to converge to
-        outcome = f"finished ({reason})"
+    outcome = how_it_ended(outcome, reason)
+    if not summary["steps"]:
+        return f"{outcome} before the first step"
     parts = [outcome]
     if summary.get("value") is not None:
         parts.append(f"{summary['metric']} {float(summary['value']):.4f}")
     if summary.get("loss") is not None and summary.get("metric") != "loss":
         parts.append(f"loss {float(summary['loss']):.4f}")
     parts.append(f"at step {summary['steps']} in {summary['seconds']:.1f}s")
-    parts.append(f"{summary['workers']} workers, {summary['servers']} servers")
+    workers, servers = summary["workers"], summary["servers"]
+    parts.append(f"{counted(workers, 'worker')}, {counted(servers, 'server')}")
     unit = "steps" if summary["algorithm"] == "sandblaster" else "batches"
     parts.append(f"{summary['batches_per_second']:.0f} {unit}/s")
     staleness = summary.get("staleness") or {}
@@ -252,6 +255,13 @@ def summary_line(summary: Message) -> str:
     if staleness.get("dropped"):
         parts.append(f"{staleness['dropped']} pushes came too late")
     return "  ".join(parts)
+
+
+def how_it_ended(outcome: str, reason: str) -> str:
+    """The outcome in words: a run without a target, or on a plateau, has converged to nothing."""
+    if outcome == "converged" and (reason.endswith("reached") or reason.startswith("plateau")):
+        return f"finished ({reason})"
+    return outcome
 
 
 def best_line(summary: Message) -> list[str]:

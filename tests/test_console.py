@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from dsgd_cli.console import Console, printable
+from dsgd_cli.console import Console, printable, summary_line
 from dsgd_cli.contract.errors import HostError, SpecError
 from dsgd_cli.view import progress_line
 
@@ -89,3 +89,40 @@ def test_a_terminal_that_went_away_is_not_an_error() -> None:
             raise OSError(5, "Input/output error")
 
     Console(False, Gone(), Gone()).note("nobody reads this")
+
+
+SUMMARY = {
+    "outcome": "converged",
+    "reason": "accuracy 0.97 >= 0.97",
+    "metric": "accuracy",
+    "value": 0.97,
+    "loss": 0.1,
+    "steps": 900,
+    "seconds": 1.5,
+    "algorithm": "downpour",
+    "workers": 2,
+    "servers": 1,
+    "batches_per_second": 600.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("reason", "begins"),
+    [
+        ("accuracy 0.97 >= 0.97", "converged  accuracy 0.9700  loss 0.1000  at step 900"),
+        ("max_epochs 5 reached", "finished (max_epochs 5 reached)  accuracy"),
+        (
+            "plateau: no better loss in 3 evaluations",
+            "finished (plateau: no better loss in 3 evaluations)  accuracy",
+        ),
+    ],
+)
+def test_a_summary_says_how_a_run_ended(reason: str, begins: str) -> None:
+    line = summary_line({**SUMMARY, "reason": reason})
+    assert line.startswith(begins)
+    assert "2 workers, 1 server  600 batches/s" in line
+
+
+def test_what_never_began_has_no_figures() -> None:
+    failed = {**SUMMARY, "outcome": "failed", "reason": "no", "steps": 0, "value": None}
+    assert summary_line(failed) == "failed before the first step"

@@ -39,3 +39,8 @@ def parse_dns_name(name: str) -> tuple[str, str]:
     if match is None:
         raise ValueError(f"not a dsgd certificate name: {name!r}")
     return process_name(match[1], int(match[2])), match[3]
+
+
+def counted(number: int, what: str) -> str:
+    """`1 server`, `2 servers`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 
 from dsgd_cli.contract.errors import SpecError
 from dsgd_cli.contract.mistakes import Mistake, did_you_mean, show
-from dsgd_cli.contract.names import COORDINATOR, process_name, split_process
+from dsgd_cli.contract.names import COORDINATOR, counted, process_name, split_process
 from dsgd_cli.contract.spec import ClusterSpec, Host
 from dsgd_cli.launcher.hosts import expand
 
@@ -49,7 +49,8 @@ def mistakes(spec: ClusterSpec) -> Iterator[Mistake]:
     limits = map(_limit, hosts)
     slots = sum(spec.workers.count if limit is None else limit for limit in limits)
     if hosts and spec.workers.count > slots:
-        what = f"{spec.workers.count} workers, but their hosts have {slots} slots"
+        workers = counted(spec.workers.count, "worker")
+        what = f"{workers}, but their hosts have {counted(slots, 'slot')}"
         yield Mistake(("workers", "count"), what, "add hosts or slots, or use fewer workers")
 
 

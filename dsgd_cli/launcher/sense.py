@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dsgd_cli.contract.mistakes import Mistake
+from dsgd_cli.contract.names import counted
 from dsgd_cli.contract.options import Downpour, Sandblaster, Synchronous
 from dsgd_cli.contract.spec import ClusterSpec
 
@@ -21,9 +22,9 @@ def mistakes(spec: ClusterSpec) -> Iterator[Mistake]:
         backups = algorithm.backup_workers
         yield Mistake(
             (*ALGORITHM, "synchronous", "backup_workers"),
-            f"{_count(backups, 'backup worker')} of {_count(workers, 'worker')}:"
+            f"{counted(backups, 'backup worker')} of {counted(workers, 'worker')}:"
             " no gradient is left to wait for",
-            f"use at most {workers - 1}, or more than {_count(backups, 'worker')}",
+            f"use at most {workers - 1}, or more than {counted(backups, 'worker')}",
         )
 
 
@@ -35,7 +36,7 @@ def doubts(spec: ClusterSpec) -> Iterator[Mistake]:
         if most is not None and most < workers and workers > 1:  # alone, nothing is late
             yield Mistake(
                 (*ALGORITHM, "downpour", "max_staleness"),
-                f"with {_count(workers, 'worker')} a push comes about {workers - 1} late: a bound"
+                f"with {counted(workers, 'worker')} a push comes about {workers - 1} late: a bound"
                 f" of {most} will drop many",
                 f"use at least {workers}, or stale_synchronous, which waits instead",
             )
@@ -46,7 +47,3 @@ def doubts(spec: ClusterSpec) -> Iterator[Mistake]:
             "remove it",
             key=True,
         )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"

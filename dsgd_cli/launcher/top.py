@@ -67,4 +67,4 @@ def _show(name: str, events: Events, screen: TrainScreen) -> None:
             screen.record(message["record"])
         elif kind == "finished":
             screen.progress_ends()
-            screen.note(f"{message['outcome']}: {message.get('reason', '')}")
+            screen.note(f"the run is over: {message.get('reason') or message['outcome']}")
