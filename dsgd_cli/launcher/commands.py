@@ -152,7 +152,9 @@ class Status:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
 
 
 def look(spec: ClusterSpec, screen: Screen) -> Status:
@@ -281,7 +283,10 @@ def show_logs(
         cluster.close()
     absent = [host for host, error in errors.items() if isinstance(error, Missing)]
     if absent and len(absent) == len(by_host):
-        raise UsageError(f"{spec.name}: nothing runs, so there are no logs to show")
+        raise UsageError(
+            f"{spec.name}: nothing runs, so there are no logs to show",
+            remedy="those of a run that is over are in its folder: runs/NAME/logs",
+        )
     if errors:
         raise HostsFailed(errors)
 
