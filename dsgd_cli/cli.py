@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dsgd_cli import __version__
-from dsgd_cli.contract.errors import DsgdError
+from dsgd_cli.contract.errors import DsgdError, UsageError
 
 if TYPE_CHECKING:
     from dsgd_cli.console import Console
@@ -68,9 +68,9 @@ def init(file: Path, force: bool) -> None:
         with file.open("w" if force else "x") as out:
             out.write(initial_file())
     except FileExistsError:
-        raise DsgdError(f"{file} exists", remedy="pass --force to overwrite it") from None
+        raise UsageError(f"{file} exists", remedy="pass --force to overwrite it") from None
     except OSError as error:
-        raise DsgdError(f"{file}: {error.strerror}") from None
+        raise UsageError(f"{file}: {error.strerror}") from None
     _console(False).note(f"wrote {file}\nnext: dsgd check {file}, then dsgd train {file}")
 
 
@@ -82,6 +82,7 @@ def check(file: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Find all mistakes in FILE. No network; exit code 3 when there are any."""
     console = _console(as_json)
     loaded = _load(console, file, overrides)
+    from dsgd_cli.contract.names import counted
     from dsgd_cli.launcher.placement import place
 
     spec = loaded.spec
@@ -91,8 +92,8 @@ def check(file: Path, overrides: Sequence[str], as_json: bool) -> None:
         console.result({"type": "check", "errors": 0, "notes": list(loaded.notes)})
     else:
         console.text(
-            f"{file}: ok  cluster {spec.name}: {spec.servers.count} servers and "
-            f"{spec.workers.count} workers on {len(hosts)} host{'s' if len(hosts) > 1 else ''}"
+            f"{file}: ok  cluster {spec.name}: {counted(spec.servers.count, 'server')} and "
+            f"{counted(spec.workers.count, 'worker')} on {counted(len(hosts), 'host')}"
         )
 
 
@@ -129,7 +130,7 @@ def up(
     console.note(f"next: dsgd train {file} · dsgd status {file} · dsgd down {file}")
 
 
-@cli.command()
+@cli.command(short_help="Start the cluster, train, bring the model home, stop it.")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @set_option
 @json_option
@@ -185,7 +186,7 @@ def train(
         raise click.exceptions.Exit(result.error.exit_code)
 
 
-@cli.command()
+@cli.command(short_help="Train every combination of some values, one after the other.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("grid", nargs=-1, required=True, metavar="KEY=VALUE,VALUE…")
 @set_option
@@ -248,7 +249,7 @@ def status(file: Path, overrides: Sequence[str], as_json: bool, metrics: bool) -
 @set_option
 @json_option
 def top(file: Path, overrides: Sequence[str], as_json: bool) -> None:
-    """Watch the run of a cluster that somebody else has started; Ctrl-C leaves the view."""
+    """Watch a run that somebody else has started. Ctrl-C leaves the view."""
     console = _console(as_json)
     spec = _load(console, file, overrides).spec
     from dsgd_cli.launcher.top import top as watch
@@ -312,7 +313,7 @@ def down(file: Path, overrides: Sequence[str], as_json: bool, force: bool, purge
     receipt.check()
 
 
-@cli.command()
+@cli.command(short_help="Draw what runs recorded, as one page of charts.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -356,7 +357,7 @@ def report(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
 def predict(
     run: Path, data: str | None, part: str | None, best: bool, out: Path | None, as_json: bool
 ) -> None:
-    """Compute what the model of RUN (runs/NAME) says of some data, here, and its metrics."""
+    """Compute the outputs and metrics of a run's model, here. RUN is its folder: runs/NAME."""
     console = _console(as_json)
     from dsgd_cli.launcher import predict as predicting
 
@@ -395,7 +396,7 @@ def bench(
     workers: int,
     for_s: float,
 ) -> None:
-    """Measure how fast parameters move on the hosts of FILE, and say what that means."""
+    """Measure how fast parameters move on the hosts of FILE. Says what that means for its model."""
     console = _console(as_json)
     phases = _phases()
     with phases("check"):
@@ -489,8 +490,7 @@ def _load(console: Console, file: Path, overrides: Sequence[str]) -> Loaded:
     from dsgd_cli.launcher.load import load
 
     loaded = load(file, overrides)
-    for note in loaded.notes:
-        console.note(note)
+    console.warn(loaded.notes)
     return loaded
 
 

@@ -24,7 +24,7 @@ def test_init_writes_a_file_that_check_accepts_and_never_overwrites(user: User) 
     assert text.startswith("# yaml-language-server: $schema=")
     run = user.dsgd("check")
     assert (run.code, run.err) == (0, "")
-    assert user.dsgd("init").code == 1
+    assert user.dsgd("init").code == 2
     assert (user.folder / "cluster.yaml").read_text() == text
 
 
