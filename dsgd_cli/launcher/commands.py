@@ -215,10 +215,17 @@ def _last_run(found: dict[str, tuple[ObservedHost, Message]]) -> Message:
         last = (hello.get("last") or {}).get(names.COORDINATOR) or {}
         if "progress" in last:
             run = {key: value for key, value in last["progress"].items() if key != "type"}
-            end = last.get("finished") or {}  # perhaps of the run before
-            over = all(end.get(theirs) == run.get(ours) for ours, theirs in _SAME_AT_THE_END)
-            return {**run, "finished": over, **({"staleness": end["staleness"]} if over else {})}
+            over = is_over(last)
+            staleness = {"staleness": last["finished"]["staleness"]} if over else {}
+            return {**run, "finished": over, **staleness}
     return {}
+
+
+def is_over(last: Message) -> bool:
+    """Whether the run whose progress a coordinator said last has ended."""
+    run = last.get("progress") or {}
+    end = last.get("finished") or {}  # perhaps of the run before
+    return all(end.get(theirs) == run.get(ours) for ours, theirs in _SAME_AT_THE_END)
 
 
 # a run's last progress is said when it is over

@@ -12,6 +12,7 @@ from dsgd_cli.contract import names
 from dsgd_cli.contract.errors import UsageError
 from dsgd_cli.contract.spec import ClusterSpec
 from dsgd_cli.launcher.cluster import Cluster
+from dsgd_cli.launcher.commands import is_over
 from dsgd_cli.launcher.follow import TrainScreen
 from dsgd_cli.launcher.remote import AgentLink, Message, Missing
 
@@ -27,6 +28,9 @@ def top(spec: ClusterSpec, screen: TrainScreen) -> None:
         last = (link.call("hello").get("last") or {}).get(names.COORDINATOR) or {}
         if "progress" in last:
             screen.progress(last["progress"])
+            if is_over(last):
+                screen.progress_ends()
+                screen.note(f"{spec.name}: this run is over; waiting for the next")
         else:
             screen.note(f"{spec.name}: waiting for a run")
         _show(spec.name, events, screen)

@@ -214,3 +214,15 @@ def test_top_watches_a_run_without_touching_it(user: User) -> None:
     assert user.finish(training).code == 130
     assert user.finish(watching, timeout_s=10).code == 0
     user.assert_nothing_left()
+
+
+def test_top_says_that_the_run_of_a_kept_cluster_is_over(user: User) -> None:
+    user.write("name: NAME\ntrain: {until: {max_steps: 50}}\n")
+    assert user.dsgd("train", "--keep").code == 0
+    watching = user.start("top")
+    assert watching.stderr is not None
+    said = next(line for line in iter(watching.stderr.readline, "") if "is over" in line)
+    assert "waiting for the next" in said
+    assert user.dsgd("down").code == 0
+    assert user.finish(watching, timeout_s=10).code == 0
+    user.assert_nothing_left()
