@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dsgd_cli import __version__
-from dsgd_cli.contract.errors import DsgdError, UsageError
+from dsgd_cli.contract.errors import DsgdError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from dsgd_cli.console import Console
@@ -447,8 +447,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+    except (click.Abort, KeyboardInterrupt):  # before anything was begun
+        _last_console().error(Interrupted("stopped by Ctrl-C", 130))
+        _leave(130)
     except DsgdError as error:
         _last_console().error(error)
         _leave(error.exit_code)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -149,19 +150,29 @@ def _ask(order: Message, spec: ClusterSpec) -> Message:
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, **spec.workers.env, "PYTHONPATH": os.pathsep.join(paths)}
     env["PYTHONSAFEPATH"] = "1"  # the working folder hides nothing
-    done = subprocess.run(
-        [sys.executable, "-m", CHILD],
-        input=json.dumps(order),
-        stdout=subprocess.PIPE,
-        env=env,
-        text=True,
-        check=False,
-    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:  # it inherits the mask: Ctrl-C is for us, who then kill it
+        process = subprocess.Popen(
+            [sys.executable, "-m", CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            text=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with process:
+        try:
+            said, _ = process.communicate(json.dumps(order))
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
     try:
-        answer: Message = json.loads(done.stdout)
+        answer: Message = json.loads(said)
     except ValueError:
         raise ProcessDied(
-            f"the process that computes the outputs ended with status {done.returncode}"
+            f"the process that computes the outputs ended with status {process.returncode}"
         ) from None
     if answer["type"] == "failed":
         _raise(answer)

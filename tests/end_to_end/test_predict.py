@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import textwrap
 
 import numpy as np
 import pytest
 
-from tests.end_to_end.conftest import User
+from tests.end_to_end.conftest import User, wait_until
 
 MODEL = """
 import numpy as np
@@ -99,6 +101,20 @@ def test_the_metrics_are_those_of_the_run(user: User) -> None:
     assert run.code == 3
     assert "model.py': no such file" in run.err
     user.assert_nothing_left()
+
+
+def test_ctrl_c_ends_it_without_a_traceback(user: User) -> None:
+    user.write(MODEL, "model.py")
+    user.write(table(60, 1), "data.csv")
+    user.write(CLUSTER)
+    home = user.dsgd("train", "--json").summary["run_dir"]
+    slow = "import pathlib, time\npathlib.Path('began').touch()\ntime.sleep(60)\n"
+    user.write(slow + MODEL, "model.py")
+    process = user.start("predict", home)
+    wait_until((user.folder / "began").exists, 20, "the model to be imported")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    run = user.finish(process, timeout_s=10)
+    assert (run.code, run.err.strip()) == (130, "error: stopped by Ctrl-C")
 
 
 def test_what_is_no_run_and_what_is_no_format_is_2(user: User) -> None:
