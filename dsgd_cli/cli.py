@@ -213,7 +213,8 @@ def sweep(
             console.result(summary)
     else:
         console.text(console.table(made.head(), list(made.rows())))
-        console.note(f"runs: {made.folder}/  together: {made.folder}/report.html")
+        report = made.folder / "report.html"
+        console.note(f"runs: {made.folder}/" + (f"  together: {report}" if report.exists() else ""))
     console.warn([*made.warnings, *(f"{cell.label}: {error}" for cell, error in made.errors)])
     made.check()
 

@@ -34,7 +34,6 @@ from dsgd_cli.launcher.phases import Phases
 from dsgd_cli.launcher.remote import Message
 from dsgd_cli.launcher.result import Result
 from dsgd_cli.launcher.train import Options, train
-from dsgd_cli.reporting.runs import is_run
 from dsgd_cli.reporting.write import draw
 
 MOST = 1000  # runs; more are a slip
@@ -166,8 +165,7 @@ def sweep(cells: Sequence[Cell], screen: TrainScreen, options: Options) -> Sweep
             made.broken_off = result.error
             break
     runs = [Path(summary["run_dir"]) for summary in made.summaries]
-    if began := [run for run in runs if is_run(run)]:
-        made.warnings += draw(began, made.folder)
+    made.warnings += draw(runs, made.folder)
     return made
 
 

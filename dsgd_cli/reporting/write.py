@@ -72,10 +72,13 @@ def write_report(folders: Sequence[Path], target: Path | None = None) -> Written
 
 
 def draw(folders: Sequence[Path], target: Path | None = None) -> list[str]:
-    """The report in passing, at the end of trainings; why there is none, if there is none.
+    """The report in passing, at the end of trainings; why there is none, if there could be one.
 
     Nothing that goes wrong with a picture fails a training.
     """
+    folders = [folder for folder in folders if _has_records(folder)]
+    if not folders:
+        return []
     by_hand = f"`dsgd report {' '.join(map(str, folders))}`"
     if not all(map(is_quick, folders)):
         return [f"many records: {by_hand} draws them"]
@@ -88,6 +91,11 @@ def draw(folders: Sequence[Path], target: Path | None = None) -> list[str]:
     except KeyboardInterrupt:  # the pictures were not worth waiting for
         return [f"no report: stopped; {by_hand} writes it"]
     return []
+
+
+def _has_records(folder: Path) -> bool:
+    path = folder / METRICS
+    return path.is_file() and path.stat().st_size > 0
 
 
 def is_quick(folder: Path) -> bool:
