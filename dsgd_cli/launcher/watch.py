@@ -51,6 +51,7 @@ class Watch:
         self._screen = screen
         self._coordinator_host = coordinator_host
         self._failures: dict[str, Message] = {}
+        self._probed = False
         self.ending = False  # deaths are expected now
         self.lost: set[str] = set()  # hosts whose connection is gone
         self._recent: dict[str, deque[str]] = {}
@@ -118,6 +119,8 @@ class Watch:
     def _child(self, host: str, process: str, message: Message) -> Said | None:
         if message.get("type") == "failed":
             self._failures[process] = message
+        if process == PROBE and message.get("type") == "probed":
+            self._probed = True
         return Said(host, process, message)
 
     def _lost(self, host: str) -> None:
@@ -133,7 +136,7 @@ class Watch:
 
     def _exited(self, host: str, event: Message) -> None:
         process = event["process"]
-        if self.ending or (process == PROBE and event.get("status") == 0):
+        if self.ending or (process == PROBE and self._probed):
             return
         error = death(host, event, self._failures.pop(process, None))
         again = event.get("restart_in_s")

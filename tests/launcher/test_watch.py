@@ -101,3 +101,13 @@ def test_deaths_are_expected_while_the_cluster_ends() -> None:
     seen.ending = True
     assert seen.next(0.01) is None
     assert screen.notes == []
+
+
+def test_a_probe_that_ends_without_a_word_has_failed() -> None:
+    said = {"event": "child", "process": "probe", "message": {"type": "probed"}}
+    seen, _ = watch(said, exited("probe", status=0, signal=None))
+    assert seen.next(0.01) is not None
+    assert seen.next(0.01) is None
+    seen, _ = watch(exited("probe", status=0, signal=None))
+    with pytest.raises(ProcessDied, match=r"probe@a \(pid 7\) failed: exit status 0"):
+        seen.next(1)
