@@ -143,14 +143,15 @@ def leave(line: Line, status: int) -> NoReturn:
     """Ends this process now, from any thread, after the last messages are out."""
     line.flush()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(Exception):  # user code may have replaced it
             stream.flush()
     os._exit(status)
 
 
 def fail(line: Line, error: str, kind: str, details: str = "") -> NoReturn:
     """Says why, and ends this process with status 1."""
-    print(f"failed: {error}", file=sys.stderr, flush=True)
+    with contextlib.suppress(Exception):  # user code may have closed it
+        print(f"failed: {error}", file=sys.stderr, flush=True)
     line.send({"type": "failed", "error": error, "traceback": details, "kind": kind})
     leave(line, 1)
 

@@ -220,3 +220,22 @@ def test_requirements_that_this_machine_lacks_are_named_and_nothing_starts(user:
     assert run.code == 3
     assert "cluster.yaml:2:21" in run.err and "gone.txt': no such file" in run.err
     user.assert_nothing_left()
+
+
+def test_a_model_that_ends_its_process_is_said_at_once(user: User) -> None:
+    write(
+        user, model=MODEL.replace("    z = predict", "    import os; os._exit(0)\n    z = predict")
+    )
+    run = user.dsgd("train", "cluster.yaml")
+    assert run.code == 6 and "failed: exit status 0" in run.err
+    user.assert_nothing_left()
+
+
+def test_a_model_may_close_what_it_could_print_to(user: User) -> None:
+    write(user, model="import sys\nsys.stdout = None\nsys.stderr.close()\n" + MODEL)
+    run = user.dsgd("train", "cluster.yaml")
+    assert run.code == 0, run.err
+    write(user, model="import sys\nsys.stdout = None\nsys.stderr.close()\n1 / 0\n" + MODEL)
+    run = user.dsgd("train", "cluster.yaml")
+    assert run.code == 6 and "ZeroDivisionError" in run.err
+    user.assert_nothing_left()
