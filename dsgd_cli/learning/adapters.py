@@ -56,6 +56,8 @@ TORCH_CONTRACT = {  # all of them optional
     "transform": ("x", "train"),
     "metrics": ("outputs", "y"),
 }
+MOST_NAME = 100  # characters of a metric's
+MOST_CHARS, MOST_LINES = 2000, 400  # of a traceback: it has to fit into a message
 OWN_FILES = (__file__, str(Path(__file__).with_name("torch_adapter.py")))  # not in tracebacks
 
 
@@ -91,7 +93,7 @@ class Model:
         function = self.functions.gradients
         try:
             result = function(params, x, y, out=out) if self.takes_out else function(params, x, y)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
+        except BaseException as error:
             raise _raised(f"{self.name}: gradients", error) from error
         if not isinstance(result, tuple) or len(result) != 2:
             raise UserCodeError(f"{self.name}: gradients must return (loss, dict of arrays)")
@@ -111,16 +113,23 @@ class Model:
             raise UserCodeError(f"{self.name}: metrics must return a dict of numbers")
         values = {}
         for name, value in found.items():
+            if not isinstance(name, str) or not (name.isprintable() and 0 < len(name) <= MOST_NAME):
+                raise UserCodeError(
+                    f"{self.name}: metrics: {_shown(name)} cannot be the name of a metric",
+                    remedy=f"a name has 1 to {MOST_NAME} printable characters",
+                )
             array = np.asarray(value)
-            if not isinstance(name, str) or array.size != 1 or array.dtype.kind not in "fiub":
-                raise UserCodeError(f"{self.name}: metrics: {name!r} is {value!r}, not a number")
+            if array.size != 1 or array.dtype.kind not in "fiub":
+                raise UserCodeError(
+                    f"{self.name}: metrics: {name!r} is {_shown(value)}, not a number"
+                )
             values[name] = float(array.reshape(-1)[0])
         return values
 
     def _call(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
+        except BaseException as error:
             raise _raised(f"{self.name}: {what}", error) from error
 
 
@@ -207,7 +216,10 @@ def load_data(
         data: Dataset = _made(DATASETS, "data", name, options or {})
     elif kind in READERS:
         assert path is not None
-        data = _made(READERS, "data", kind, {"path": path, **(options or {})})
+        try:
+            data = _made(READERS, "data", kind, {"path": path, **(options or {})})
+        except MemoryError as error:
+            raise UserCodeError(f"{path.name}: this host has too little memory for it") from error
     else:
         module, name = _import(kind, name, path)
         data = _loaded(name, _function(module, name, "load"))
@@ -217,7 +229,7 @@ def load_data(
 def _loaded(name: str, load: Callable[[], Any]) -> Dataset:
     try:
         loaded = load()
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
+    except BaseException as error:
         raise _raised(f"{name}: load", error) from error
     if not isinstance(loaded, tuple | list) or len(loaded) != len(ARRAYS):
         many = len(loaded) if isinstance(loaded, tuple | list) else type(loaded).__name__
@@ -296,7 +308,7 @@ def _import_module(name: str, path: Path | None) -> ModuleType:
         sys.path.insert(0, str(path.parent))
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
+    except BaseException as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{name}.".startswith(f"{missing}."):
             raise UserCodeError(
@@ -326,7 +338,7 @@ def _import_file(path: Path) -> ModuleType:
     sys.dont_write_bytecode = True
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
+    except BaseException as error:
         del sys.modules[name]
         raise _raised(f"{path.name}: import", error) from error
     finally:
@@ -381,14 +393,33 @@ def _raised(where: str, error: BaseException) -> DsgdError:
     own = (*OWN_FILES, "<frozen")
     theirs = [frame for frame in frames if not frame.filename.startswith(own)]
     shown = traceback.format_list(theirs) + traceback.format_exception_only(type(error), error)
+    lines = [line[:MOST_CHARS] for line in "".join(shown).splitlines()]
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES // 2 : -MOST_LINES // 2] = ["  ..."]
     verb = "failed:" if where.endswith(": import") else "raised"
-    what = " ".join(f"{type(error).__name__}: {error}"[:300].split())
+    what = " ".join(f"{type(error).__name__}: {_said(error)}"[:300].split())
     remedy = ""
     if isinstance(error, ModuleNotFoundError):
         remedy = (
             f"install {error.name} on the hosts and set env: existing, or send it along with"
             " `env: {requirements: requirements.txt}`"
         )
-    return UserCodeError(
-        f"{where} {verb} {what}", details="".join(shown).splitlines(), remedy=remedy
-    )
+    details = [_encodable(line) for line in lines]
+    return UserCodeError(_encodable(f"{where} {verb} {what}"), details=details, remedy=remedy)
+
+
+def _shown(value: object) -> str:
+    """A value of the user's in a message, which has to stay one."""
+    return repr(value)[:100]
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "its text cannot be had"
+
+
+def _encodable(text: str) -> str:
+    """Without lone surrogates, as file names have them that are no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import traceback
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -135,7 +134,7 @@ def _unlabelled(path: Path, dtype: str) -> Array | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             x: Array = arrays["x"]
-    except ValueError as error:
+    except Exception as error:  # a damaged file makes numpy and zipfile raise almost anything
         raise UserCodeError(f"{path.name}: {error}") from error
     if x.dtype.kind not in "fiub" or x.ndim == 0 or len(x) == 0:
         raise UserCodeError(f"{path.name}: x has dtype {x.dtype} and shape {x.shape}")
@@ -144,7 +143,7 @@ def _unlabelled(path: Path, dtype: str) -> Array | None:
 
 def _names(path: Path) -> set[str]:
     """The arrays of a file; none of one that cannot be read, which `load_data` will explain."""
-    with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):
+    with suppress(Exception):
         arrays = np.load(path, allow_pickle=False)
         if isinstance(arrays, NpzFile):
             with arrays:

@@ -254,6 +254,30 @@ def test_what_a_function_raises_names_it_and_its_line(tmp_path: Path, function: 
     assert [frame.rsplit(" ", 1)[1] for frame in frames] == [function, "helper"]
 
 
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        ("asyncio.CancelledError()", "raised CancelledError"),
+        ("type('Own', (BaseException,), {})('end')", "raised Own: end"),
+        ("ValueError('z' * 10**7)", "raised ValueError: zzz"),
+        ("ValueError('z\\n' * 10**5)", "raised ValueError: z z"),
+        ("OSError('no file ' + chr(0xDCFF))", "no file .udcff"),
+        ("type('Own', (Exception,), {'__str__': lambda self: 1 / 0})()", "its text cannot be had"),
+    ],
+)
+def test_whatever_is_raised_becomes_a_message_that_can_be_sent(
+    tmp_path: Path, raised: str, message: str
+) -> None:
+    text = "import asyncio\n" + LINEAR.replace(
+        "def predict(params, x):\n", f"def predict(params, x):\n    raise {raised}\n"
+    )
+    model = model_of(tmp_path, text)
+    with pytest.raises(UserCodeError, match=message) as caught:
+        model.predict({"W": np.zeros((3, 2)), "b": np.zeros(2)}, X)
+    said = "\n".join([caught.value.message, *caught.value.details])
+    assert "in predict" in said and len(said.encode()) < 10_000
+
+
 # ---- what comes back
 
 
@@ -406,7 +430,11 @@ def test_out_may_be_ignored_in_part() -> None:
         (0.5, "must return a dict of numbers"),
         ({"f1": "high"}, "'f1' is 'high', not a number"),
         ({"f1": [0.1, 0.2]}, "not a number"),
-        ({1: 0.1}, "1 is 0.1, not a number"),
+        ({1: 0.1}, "1 cannot be the name of a metric"),
+        ({"": 0.1}, "'' cannot be the name of a metric"),
+        ({"\udcff": 0.1}, "cannot be the name of a metric"),
+        ({"long" * 10**6: 0.1}, "cannot be the name of a metric"),
+        ({"f1": list(range(10**6))}, "'f1' is .{100}, not a number"),
     ],
 )
 def test_metrics_that_cannot_be_used(found: Any, message: str) -> None:

@@ -57,7 +57,7 @@ def _inspect(path: Path, label: str | int, delimiter: str) -> _Head:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv_format.reader(file, delimiter=delimiter)
-            rows = (row for row in reader if row)
+            rows = (row for row in reader if delimiter.join(row).strip())
             first = next(rows, [])
             line = reader.line_num
             second = next(rows, first)
@@ -137,6 +137,8 @@ def _table(path: Path, head: _Head, delimiter: str, classes: dict[str, int] | No
             encoding=None,
             ndmin=2,
         )
+    except UnicodeDecodeError as error:
+        raise UserCodeError(f"{path.name}: not a readable .csv file: {error}") from error
     except (OSError, ValueError) as error:  # numpy reads line by line: the last one is the bad one
         raise UserCodeError(
             f"{path.name}:{number}: {_what(str(error), head)}", remedy="every cell must be a number"

@@ -27,7 +27,7 @@ def svmlight(path: Path, features: int | None = None, test_fraction: float = 0.2
     """
     rows = _Rows()
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 _take(rows, line.partition("#")[0].split(), f"{path.name}:{number}")
     except (OSError, UnicodeDecodeError) as error:

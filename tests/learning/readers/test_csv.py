@@ -106,3 +106,15 @@ def test_csv_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     binary.write_bytes(bytes(range(256)))
     with pytest.raises(UserCodeError, match=r"not a readable \.csv file"):
         load_data("csv", path=binary)
+
+
+def test_csv_that_begins_with_lines_of_spaces(tmp_path: Path) -> None:
+    x, _, _ = from_csv(tmp_path, "  \n" + ROWS[0] + "\n \n" + "\n".join(ROWS[1:]))
+    assert x.tolist() == [[i, i / 4] for i in range(10)]
+
+
+def test_csv_that_is_no_text_further_down(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(b"1,2\n" * 10_000 + b"1,\xe4\n")
+    with pytest.raises(UserCodeError, match=r"table\.csv: not a readable \.csv file"):
+        load_data("csv", path=path)

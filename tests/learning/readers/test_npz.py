@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +70,36 @@ def test_a_file_that_is_no_npz(tmp_path: Path) -> None:
     for path in (text, npy, cut, tmp_path / "missing.npz"):
         with pytest.raises(UserCodeError, match=f"{path.name}: not a readable .npz file"):
             load_data("npz", path=path)
+
+
+def _npz(path: Path, x: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("x.npy", x)
+        file.writestr("y.npy", x)
+    return path
+
+
+def _npy(shape: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
+def test_npz_with_damage_inside(tmp_path: Path) -> None:
+    header = _npz(tmp_path / "header.npz", b"\x93NUMPY\x01\x00\x10\x00" + b"{" * 16)
+    text = _npz(tmp_path / "text.npz", b"hello")
+    encrypted = _npz(tmp_path / "encrypted.npz", _npy((0,)))
+    content = bytearray(encrypted.read_bytes())
+    content[6] |= 1
+    content[content.find(b"PK\x01\x02") + 8] |= 1
+    encrypted.write_bytes(content)
+    for path in (header, text, encrypted):
+        with pytest.raises(UserCodeError, match=f"{path.name}: not a readable .npz file"):
+            load_data("npz", path=path)
+
+
+def test_npz_that_announces_more_than_fits_into_memory(tmp_path: Path) -> None:
+    path = _npz(tmp_path / "data.npz", _npy((10**15,)))
+    with pytest.raises(UserCodeError, match=r"data\.npz: this host has too little memory"):
+        load_data("npz", path=path)

@@ -115,3 +115,9 @@ def test_what_is_no_text_or_not_there(tmp_path: Path) -> None:
     for path in (binary, tmp_path / "missing.svm"):
         with pytest.raises(UserCodeError, match=f"{path.name}: not a readable file of SVMlight"):
             read(path)
+
+
+def test_svmlight_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "marked"
+    path.write_text("\ufeff1 1:1\n" + "2 1:3\n" * 9)
+    assert load_data("svmlight", path=path).examples == 8
