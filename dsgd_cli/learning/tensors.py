@@ -34,6 +34,8 @@ def read_tensors(path: Path) -> dict[str, Array]:
         raise UserCodeError(f"{path}: {error.strerror}") from error
     try:
         (size,) = struct.unpack_from("<Q", raw)
+        if size > len(raw) - 8:
+            raise ValueError(f"a header of {size} bytes in a file of {len(raw)}")
         header = json.loads(raw[8 : 8 + size])
         body = memoryview(raw)[8 + size :]
         return {name: _array(about, body) for name, about in header.items() if name != METADATA}

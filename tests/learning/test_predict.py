@@ -260,6 +260,7 @@ def header(entries: object, body: bytes = b"") -> bytes:
     [
         b"",
         b"\xff" * 8,
+        struct.pack("<Q", 2**40) + b"{}",
         header([]),
         header({"W": 1}),
         header({"W": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"),
