@@ -458,6 +458,8 @@ def _unusable(path: Path, *, folder: bool) -> str:
             next(path.iterdir(), None)
         elif path.is_dir():
             return "is a folder, not a file"
+        elif path.exists() and not path.is_file():
+            return "is not a regular file"  # a pipe would be waited for
         else:
             path.open("rb").close()
         return ""

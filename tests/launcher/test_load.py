@@ -444,7 +444,9 @@ def test_files_of_the_user_must_be_there(here: Path) -> None:
     ]
     assert "is a folder, not a file" in mistakes("train: {model: folder.py}\n")[0]
     (here / "file").touch()
+    os.mkfifo(here / "pipe")
     for data, what in (
+        ("{csv: pipe}", "is not a regular file"),
         ("{csv: folder.py}", "is a folder, not a file"),
         ("{csv: file/x}", "no such file"),
         ("{idx: absent}", "no such folder"),

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -124,6 +125,8 @@ def _below(folder: Path, name: str, label: int) -> Iterator[_File]:
             yield from _below(folder / entry.name, inner, label)
         elif Path(entry.name).suffix.lower() in SUFFIXES:
             found = entry.stat()
+            if not stat.S_ISREG(found.st_mode):
+                raise UserCodeError(f"{inner}: not a regular file", remedy="remove it")
             yield _File(inner, label, found.st_size, found.st_mtime_ns)
 
 

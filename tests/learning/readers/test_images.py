@@ -325,3 +325,10 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(reader, "_begin", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(UserCodeError, match=r"cannot keep decoded data in .*: No space left"):
         read(folder)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    folder = photos(tmp_path, each=2)
+    os.mkfifo(folder / "red" / "pipe.png")
+    with pytest.raises(UserCodeError, match=r"red/pipe\.png: not a regular file"):
+        read(folder)
