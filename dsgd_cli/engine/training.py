@@ -595,11 +595,17 @@ class Training:
             self._out.append(Start(member.worker))
 
     def _evaluate(self, frozen: bool) -> None:
-        """Hand it to one worker: the one that was given something the longest time ago."""
+        """Hand it to one worker: the one that was given something the longest time ago, but not
+        to one that may still be at what somebody else has done: it is slow, or it hangs."""
         ready = self._members.who(MemberState.STARTED)
         if not ready:
             return
-        member = min(ready, key=lambda member: member.turn)
+        strategy = self._strategy
+
+        def turn(member: Member) -> tuple[bool, int]:
+            return strategy is not None and strategy.lags(member.worker), member.turn
+
+        member = min(ready, key=turn)
         self._members.take_turn(member)
         if self._strategy is not None:
             self._strategy.away(member.worker)

@@ -65,6 +65,9 @@ class Strategy(Protocol):
     def expects(self, worker: int) -> bool:
         """Whether it should be getting on with something now."""
 
+    def lags(self, worker: int) -> bool:
+        """Whether somebody else has done its work, and it may still be busy with that."""
+
     def batch_s(self, worker: int) -> float | None:
         """What a batch usually takes it, if that is known."""
 

@@ -65,6 +65,7 @@ class Sandblaster:
         self._copies: dict[int, Copy] = {}  # by task
         self._fetched: dict[int, int] = {}  # worker -> round of its parameters
         self._away: set[int] = set()
+        self._overtaken: set[int] = set()  # a copy was dropped; nothing was heard since
         self._drop: list[Late] = []
         self._paces = Paces()
         self._stepped = 0
@@ -92,6 +93,7 @@ class Sandblaster:
         self.withdraw(worker)
         self._fetched.pop(worker, None)
         self._away.discard(worker)
+        self._overtaken.discard(worker)
         return ()  # a portion counts once, whoever else still contributes it
 
     def put_back(self, left: Left) -> None:
@@ -109,9 +111,13 @@ class Sandblaster:
 
     def back(self, worker: int) -> None:
         self._away.discard(worker)
+        self._overtaken.discard(worker)
 
     def expects(self, worker: int) -> bool:
         return any(copy.worker == worker for copy in self._copies.values())
+
+    def lags(self, worker: int) -> bool:
+        return worker in self._overtaken
 
     def batch_s(self, worker: int) -> float | None:
         return self._paces.of(worker)
@@ -124,6 +130,7 @@ class Sandblaster:
 
     def report(self, report: Report, now_s: float) -> None:
         copy = self._copies[report.task_id]
+        self._overtaken.discard(copy.worker)
         if report.done_upto < copy.task.stop:
             return
         del self._copies[report.task_id]
@@ -148,6 +155,7 @@ class Sandblaster:
         for task_id, copy in tuple(self._copies.items()):
             if copy.portion == portion and copy.round == self._round and copy.worker in workers:
                 del self._copies[task_id]
+                self._overtaken.add(copy.worker)
                 self._drop.append(Late(copy.worker, task_id))
 
     def _passed(self, portions: Portions) -> None:

@@ -120,6 +120,9 @@ class Streaming:
         blocked = self._clocks is not None and self._clocks.blocked(worker)
         return self._queue.held(worker) > 0 and not blocked
 
+    def lags(self, worker: int) -> bool:
+        return False
+
     def batch_s(self, worker: int) -> float | None:
         return self._queue.batch_s(worker)
 

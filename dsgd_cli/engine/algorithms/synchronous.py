@@ -142,6 +142,9 @@ class Synchronous:
         mine = [batch for batch in self._of(worker) if batch.step <= self._step]
         return any(not batch.computed or self._owes(batch) for batch in mine)
 
+    def lags(self, worker: int) -> bool:
+        return False
+
     def batch_s(self, worker: int) -> float | None:
         known = self._usual_s.get(worker)
         return known if known is not None else min(self._usual_s.values(), default=None)
