@@ -132,6 +132,13 @@ class Lines:
         assert isinstance(self.stream, LocalStream)
         self.stream._stdin.close()
 
+    def kill(self) -> None:
+        """KILL for the program and its group, as when its host's memory runs out."""
+        assert isinstance(self.stream, LocalStream)
+        os.killpg(self.stream._child.pid, signal.SIGKILL)
+        assert self.stream.wait(5) == -signal.SIGKILL
+        self.close()
+
     def close(self) -> None:
         self.stream.close()
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from dsgd_cli.agent import paths, processes
-from dsgd_cli.transport.local import LocalStream
 from tests.agent.client import Host, Lines, Refusal, eventually
 
 HOSTILE = [
@@ -95,10 +94,16 @@ def test_a_killed_launcher_holds_nothing(host: Host) -> None:
 def test_a_killed_bootstrap_holds_nothing(host: Host) -> None:
     first = host.connect()
     first.call("hold", cluster="lab", owner=OWNER)
-    assert isinstance(first.stream, LocalStream)
-    first.close()
-    assert first.stream.wait(5) == -signal.SIGKILL
+    first.kill()
     assert host.connect().call("hold", cluster="lab", owner=OWNER) == {}
+
+
+def test_a_bootstrap_whose_launcher_leaves_gives_back_what_it_holds(host: Host) -> None:
+    first = host.connect()
+    first.call("hold", cluster="lab", owner=OWNER)
+    assert host.run_dir().exists()
+    first.close()
+    assert not host.run_dir().exists()
 
 
 def test_the_folders_are_private(host: Host) -> None:
