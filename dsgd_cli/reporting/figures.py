@@ -43,6 +43,7 @@ VIEWS: tuple[tuple[str, Axis, Callable[[Sample], float | None]], ...] = (
     ("second", SECONDS, lambda sample: sample.seconds),
 )
 MANY = ("evaluation", "epoch")
+MOST_METRICS = 12  # with a chart each
 TROUBLES = ("lost", "hung", "failed")
 GREY = 7
 _BYTES = ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"))
@@ -51,9 +52,11 @@ _BYTES = ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"))
 def figures(runs: Sequence[Run]) -> list[Figure]:
     """All figures of a report on these runs; one without anything to show says so itself."""
     named = {name: None for run in runs for name in series.metrics(run) if name != "loss"}
+    shown, left = list(named)[:MOST_METRICS], len(named) - MOST_METRICS
+    note = f"{left} more metrics are in metrics.jsonl." if left > 0 else ""
     return [
         _loss(runs),
-        *(_metric(runs, name) for name in named),
+        *(_metric(runs, name, note if name == shown[-1] else "") for name in shown),
         _rate(runs, "examples", "Examples", "Examples computed per second", "examples/s"),
         _bytes(runs),
         _spent(runs),
@@ -78,13 +81,13 @@ def _loss(runs: Sequence[Run]) -> Figure:
     return _by_sample("loss", "Loss", "loss", found, legend, note)
 
 
-def _metric(runs: Sequence[Run], name: str) -> Figure:
+def _metric(runs: Sequence[Run], name: str, note: str) -> Figure:
     found = [
         (run.name, HELD_OUT, colour, series.metrics(run).get(name, []))
         for colour, run in enumerate(runs)
     ]
     title = f"{name[:1].upper()}{name[1:]} on the held-out examples"
-    return _by_sample(f"metric-{name}", title, name, found, _legend(runs))
+    return _by_sample(f"metric-{name}", title, name, found, _legend(runs), note)
 
 
 def _by_sample(

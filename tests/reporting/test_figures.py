@@ -17,7 +17,7 @@ from dsgd_cli.reporting.charts import (
 )
 from dsgd_cli.reporting.figures import MAX_BARS, drawn, figures
 from dsgd_cli.reporting.runs import Run, read_runs
-from tests.reporting.runs import SUMMARY, event, folder, report, run, usual
+from tests.reporting.runs import SUMMARY, evaluate, event, folder, report, run, usual
 
 
 def named(runs: list[Run], name: str) -> Figure:
@@ -108,6 +108,17 @@ def test_the_staleness_is_in_bars_with_the_rare_in_the_last(
     assert chart.categories[: len(labels)] == labels
     assert len(chart.categories) <= MAX_BARS + 1
     assert sum(chart.groups[0].values) == pytest.approx(100)
+
+
+def test_of_thousands_of_metrics_the_first_have_a_chart_and_the_rest_are_counted(
+    tmp_path: Path,
+) -> None:
+    metrics = {f"m{number}": 1.0 for number in range(3000)}
+    found = figures([run(tmp_path, [evaluate(1.0, 5, **metrics)])])
+    shown = [figure for figure in found if figure.name.startswith("metric-")]
+    assert [figure.name for figure in shown] == [f"metric-m{number}" for number in range(12)]
+    assert [figure.note for figure in shown[:-1]] == [""] * 11
+    assert shown[-1].note == "2988 more metrics are in metrics.jsonl."
 
 
 def test_without_records_every_chart_is_empty_and_nothing_fails(tmp_path: Path) -> None:
