@@ -225,6 +225,8 @@ class Member:
 
     def flush(self) -> None:
         """Gives the answers of this turn. Raises OSError."""
+        if not self._open:
+            return
         said = self._says
         for kind, block, state in said:
             self._pack(kind, block, state)
@@ -243,7 +245,11 @@ class Member:
         self.busy = self._job is not None
 
     def close(self) -> None:
-        self._open = False
+        """Lets go of the worker's memory at once, whoever else remembers this member: a push that
+        has begun is a generator, which knows its member, and nothing would free the two soon."""
+        self._open = self.busy = False
+        self._job = None
+        del self._memory, self._gradients, self._record, self._desk
         self.shard.members.discard(self)
         self._connection.close()
 
