@@ -457,6 +457,7 @@ class _Pip:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
+                env={**os.environ, "TMPDIR": str(self.into)},  # killed, it removes nothing itself
                 start_new_session=True,
             )
             atexit.register(child.kill)  # before its folder is removed

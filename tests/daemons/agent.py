@@ -34,7 +34,7 @@ class Child:
         self._ended = False
         ours, theirs = socket.socketpair()
         self._end = ours
-        self.log = Path(setup.get("results") or "/tmp") / f"{process.replace('/', '-')}.log"
+        self.log = Path(setup["results"]) / f"{process.replace('/', '-')}.log"
         with theirs, self.log.open("ab") as log:
             self.popen = subprocess.Popen(
                 [sys.executable, "-I", str(MAIN), process, setup.get("cluster", "test")],

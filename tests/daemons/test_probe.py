@@ -16,6 +16,7 @@ def probe(train: dict[str, Any], tmp_path: Path) -> tuple[Message, int]:
     spec = Train.model_validate(train).model_dump(mode="json")
     files = {what: spec[what]["path"] or None for what in ("model", "data")}
     setup = {"type": "setup", "train": spec, "files": files, "seed": 0, "servers": 1}
+    setup["results"] = str(tmp_path)
     child = Child("probe", setup)
     try:
         status = child.popen.wait(30)

@@ -401,8 +401,10 @@ def test_pip_ends_with_its_launcher(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """While pip waits for an index that never answers. What it left is removed, then or later."""
-    cache = tmp_path / "cache/dsgd/wheels"
+    cache, elsewhere = tmp_path / "cache/dsgd/wheels", tmp_path / "elsewhere"
+    elsewhere.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as mute, monkeypatch.context() as hanging:
+        hanging.setenv("TMPDIR", str(elsewhere))
         hanging.delenv("PIP_NO_INDEX")
         hanging.delenv("PIP_FIND_LINKS")
         hanging.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{mute.getsockname()[1]}/simple")
@@ -424,6 +426,7 @@ def test_pip_ends_with_its_launcher(
                         pass
             finally:
                 launcher.kill()
+    assert list(elsewhere.iterdir()) == []
     assert len(list(cache.rglob(".part.*"))) == (1 if how == "is killed" else 0)
     if how == "is killed":
         assert names(wheels_for("gpu1", FACTS, lambda _: None)) == ALL
