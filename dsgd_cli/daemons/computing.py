@@ -18,8 +18,9 @@ import numpy as np
 from dsgd_cli.daemons.material import Material
 from dsgd_cli.daemons.parameters import Buffer
 from dsgd_cli.engine.shard import all_finite
-from dsgd_cli.engine.tasks import order
+from dsgd_cli.engine.tasks import Task, order
 from dsgd_cli.learning.datasets import Dataset
+from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire.channels.base import Operation
 
 Vector = np.ndarray[Any, Any]
@@ -90,6 +91,10 @@ class Computing:
                 del self._orders[min(self._orders)]
             self._orders[epoch] = order(self._seed, epoch, self._material.data.examples)
         return self._orders[epoch]
+
+
+def task_of(wire: pb.Task) -> Task:
+    return Task(wire.id, getattr(wire, "pass"), wire.start, wire.stop)
 
 
 def batches(data: Dataset, rows: Vector, batch_size: int) -> Iterator[tuple[Vector, Vector]]:

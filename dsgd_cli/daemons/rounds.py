@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from dsgd_cli.daemons.computing import Computing, Counts, Vector, add_loss
+from dsgd_cli.daemons.computing import Computing, Counts, Vector, add_loss, task_of
 from dsgd_cli.daemons.material import Material
 from dsgd_cli.daemons.parameters import Buffer, Parameters
 from dsgd_cli.daemons.streams import Say
@@ -92,8 +92,7 @@ class Rounds:
             self._drop(body.task)
 
     def _work(self, body: pb.Work) -> None:
-        wire = body.task
-        task = Task(wire.id, getattr(wire, "pass"), wire.start, wire.stop)
+        task = task_of(body.task)
         part = body.part if body.HasField("part") else None
         job = Job(task, body.round, part, body.needs, at=task.start)
         self._fetch = self._fetch or body.fetch

@@ -99,7 +99,6 @@ class RunShard:
         self.memory = memory
         self.frozen = False
         self._vectors = vectors
-        self._operating = threading.Lock()
         self._judges = shard.judges
         self._dtype = dtype
         self._frombuffer = frombuffer
@@ -130,10 +129,8 @@ class RunShard:
         return self._vectors is not None
 
     def operate(self, number: int, ops: Sequence[Op]) -> tuple[float, ...]:
-        """A call that is repeated waits for the one that was given up and is still at it."""
         assert self._vectors is not None
-        with self._operating:
-            return self._vectors.do(number, ops)
+        return self._vectors.do(number, ops)
 
 
 def _refused(error: Exception, block: int) -> Refused:

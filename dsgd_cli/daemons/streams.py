@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dsgd_cli.daemons.computing import Computing, Counts, Vector, add_loss, batches
+from dsgd_cli.daemons.computing import Computing, Counts, Vector, add_loss, batches, task_of
 from dsgd_cli.daemons.material import Material
 from dsgd_cli.daemons.parameters import Parameters
 from dsgd_cli.engine import rate
@@ -113,8 +113,7 @@ class Stream:
 
     def obey(self, kind: str, body: Any) -> None:
         if kind == "grant":
-            task = body.task
-            self._grant(Task(task.id, getattr(task, "pass"), task.start, task.stop))
+            self._grant(task_of(body.task))
         elif kind == "advance" and self._gate is not None:
             self._gate.limit = max(self._gate.limit, body.limit)
 

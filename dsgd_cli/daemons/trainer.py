@@ -22,7 +22,7 @@ from dsgd_cli.daemons.rounds import Rounds
 from dsgd_cli.daemons.streams import Stream
 from dsgd_cli.engine.algorithms.names import uses_rounds
 from dsgd_cli.engine.layout import cut
-from dsgd_cli.engine.plateau import improves, metric_of
+from dsgd_cli.engine.plateau import HIGHER_IS_BETTER, improves, metric_of
 from dsgd_cli.learning.evaluate import evaluate
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire import identity as ids
@@ -193,4 +193,4 @@ class Trainer:
     @property
     def _wanted_metric(self) -> str | None:
         until = self._train["until"]
-        return next((name for name in ("accuracy", "loss") if until.get(name) is not None), None)
+        return next((name for name in HIGHER_IS_BETTER if until.get(name) is not None), None)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-HIGHER_IS_BETTER = {"accuracy": True, "loss": False}
+HIGHER_IS_BETTER = {"accuracy": True, "loss": False}  # what says how good a model is, best first
 
 
 def improves(metric: str, value: float, best: float, by: float = 0.0) -> bool:
@@ -27,7 +27,7 @@ def metric_of(metrics: Mapping[str, float], wanted: str | None = None) -> str | 
 
     None where the model reports nothing of the kind.
     """
-    names = [wanted] if wanted is not None else ["accuracy", "loss"]
+    names = HIGHER_IS_BETTER if wanted is None else (wanted,)
     return next((name for name in names if name in metrics), None)
 
 

@@ -14,6 +14,7 @@ from enum import Enum
 from dsgd_cli.contract.names import process_name
 from dsgd_cli.engine import convergence
 from dsgd_cli.engine.events import Failure, Outcome, Prepared, Until
+from dsgd_cli.engine.plateau import metric_of
 
 
 class Why(Enum):
@@ -62,8 +63,7 @@ def reason(ending: Ending, until: Until, frozen: Mapping[str, float] | None) -> 
 
 def metric_name(until: Until, metrics: Mapping[str, float]) -> str | None:
     """The metric to show: the target's, else what the model reports."""
-    known = [name for name in ("accuracy", "loss") if name in metrics]
-    return next(iter((*convergence.targets(until), *known)), None)
+    return next(iter(convergence.targets(until)), None) or metric_of(metrics)
 
 
 def difference(first: Prepared, other: Prepared) -> str | None:

@@ -29,7 +29,6 @@ from dsgd_cli.launcher.remote import Message
 from dsgd_cli.launcher.result import Result
 from dsgd_cli.launcher.running import Running
 from dsgd_cli.launcher.up import bring_up
-from dsgd_cli.reporting.write import draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +60,8 @@ def train(spec: ClusterSpec, screen: TrainScreen, options: Options, phases: Phas
         return result
     with _files_are_ours():
         (result.run_dir / "summary.json").write_text(json.dumps(result.summary(), indent=1) + "\n")
+    from dsgd_cli.reporting.write import draw  # 20 ms that the start need not wait for
+
     result.warnings += draw([result.run_dir])
     return result
 

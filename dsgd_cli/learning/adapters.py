@@ -183,14 +183,7 @@ def _torch_model(attribute: str, path: Path | None) -> tuple[str, Functions]:
         ) from error
     module, file = _import("file", "", path)
     name = f"{file}:{attribute}"
-    make: Callable[..., Any] | None = getattr(module, attribute, None)
-    if make is None or not callable(make):
-        callables = [each for each, value in vars(module).items() if callable(value)]
-        near = get_close_matches(attribute, callables, n=1)
-        raise UserCodeError(
-            f"{file}: there is no {attribute}",
-            remedy=f"is {near[0]} meant to be it?" if near else f"define a class {attribute}",
-        )
+    make = _found(module, attribute, f"{file}: there is no {attribute}", f"a class {attribute}")
     try:
         inspect.signature(make).bind()
     except TypeError as error:
@@ -357,14 +350,7 @@ def _function(
 ) -> Callable[..., Any]:
     arguments = contract[function]
     call = f"{function}({', '.join(arguments)})"
-    found: Callable[..., Any] | None = getattr(module, function, None)
-    if found is None or not callable(found):
-        callables = [each for each, value in vars(module).items() if callable(value)]
-        near = get_close_matches(function, callables, n=1)
-        raise UserCodeError(
-            f"{name}: there is no function {call}",
-            remedy=f"is {near[0]} meant to be it?" if near else f"define {call}",
-        )
+    found = _found(module, function, f"{name}: there is no function {call}", call)
     written = {"out": "out"} if function == "gradients" and "out" in _parameters(found) else {}
     try:
         inspect.signature(found).bind(*arguments, **written)
@@ -376,6 +362,17 @@ def _function(
     except ValueError:  # a function of C without a signature
         pass
     return found
+
+
+def _found(module: ModuleType, name: str, absent: str, wanted: str) -> Callable[..., Any]:
+    """What the user's module calls so. Raises UserCodeError: `absent`, and what may be meant."""
+    found: Callable[..., Any] | None = getattr(module, name, None)
+    if found is not None and callable(found):
+        return found
+    callables = [each for each, value in vars(module).items() if callable(value)]
+    near = get_close_matches(name, callables, n=1)
+    remedy = f"is {near[0]} meant to be it?" if near else f"define {wanted}"
+    raise UserCodeError(absent, remedy=remedy)
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, object]:
