@@ -46,19 +46,22 @@ MANY = ("evaluation", "epoch")
 MOST_METRICS = 12  # with a chart each
 TROUBLES = ("lost", "hung", "failed")
 GREY = 7
-_BYTES = ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"))
+BYTES = ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"), (1.0, "B/s"))
+
+Metrics = Mapping[str, list[Sample]]
 
 
 def figures(runs: Sequence[Run]) -> list[Figure]:
     """All figures of a report on these runs; one without anything to show says so itself."""
-    named = {name: None for run in runs for name in series.metrics(run) if name != "loss"}
+    measured = [series.metrics(run) for run in runs]
+    named = {name: None for metrics in measured for name in metrics if name != "loss"}
     shown, left = list(named)[:MOST_METRICS], len(named) - MOST_METRICS
     note = f"{left} more metrics are in metrics.jsonl." if left > 0 else ""
     return [
-        _loss(runs),
-        *(_metric(runs, name, note if name == shown[-1] else "") for name in shown),
-        _rate(runs, "examples", "Examples", "Examples computed per second", "examples/s"),
-        _bytes(runs),
+        _loss(runs, measured),
+        *(_metric(runs, measured, name, note if name == shown[-1] else "") for name in shown),
+        _rate(runs, "examples", "Examples computed per second", ((1.0, "examples/s"),)),
+        _rate(runs, "bytes", "Parameters and gradients moved per second", BYTES),
         _spent(runs),
         _staleness(runs),
         _timeline(runs),
@@ -68,11 +71,11 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
 # ── over steps, epochs and seconds ─────────────────────────────────────────────────────────────
 
 
-def _loss(runs: Sequence[Run]) -> Figure:
+def _loss(runs: Sequence[Run], measured: Sequence[Metrics]) -> Figure:
     found = []
-    for colour, run in enumerate(runs):
+    for colour, (run, metrics) in enumerate(zip(runs, measured, strict=True)):
         found.append((run.name, TRAINING, colour, series.training_loss(run)))
-        found.append((run.name, HELD_OUT, colour, series.metrics(run).get("loss", [])))
+        found.append((run.name, HELD_OUT, colour, metrics.get("loss", [])))
     note = "The training loss is the mean of a worker's report, in the middle of its time."
     if len(runs) > 1:
         legend, note = _legend(runs), f"Solid: {TRAINING}; dashed: {HELD_OUT}. {note}"
@@ -81,10 +84,10 @@ def _loss(runs: Sequence[Run]) -> Figure:
     return _by_sample("loss", "Loss", "loss", found, legend, note)
 
 
-def _metric(runs: Sequence[Run], name: str, note: str) -> Figure:
+def _metric(runs: Sequence[Run], measured: Sequence[Metrics], name: str, note: str) -> Figure:
     found = [
-        (run.name, HELD_OUT, colour, series.metrics(run).get(name, []))
-        for colour, run in enumerate(runs)
+        (run.name, HELD_OUT, colour, metrics.get(name, []))
+        for colour, (run, metrics) in enumerate(zip(runs, measured, strict=True))
     ]
     title = f"{name[:1].upper()}{name[1:]} on the held-out examples"
     return _by_sample(f"metric-{name}", title, name, found, _legend(runs), note)
@@ -141,20 +144,27 @@ def _points(
 
 
 def _rate(
-    runs: Sequence[Run], field: str, name: str, title: str, unit: str, factor: float = 1.0
+    runs: Sequence[Run], field: str, title: str, units: Sequence[tuple[float, str]]
 ) -> Figure:
+    """In the largest of the units that the peak reaches, or the smallest."""
+    rates = [
+        (label, colour, series.rate(run, field, worker))
+        for label, colour, run, worker in _who(runs)
+    ]
+    peak = max((amount for *_, rate in rates for _, amount in rate), default=0.0)
+    factor, unit = next((each for each in units if peak >= each[0]), units[-1])
     lines = []
-    for label, colour, run, worker in _who(runs):
+    for label, colour, rate in rates:
         points = tuple(
             Point(at_s, amount / factor, f"{label}: {short(amount / factor)} {unit}\n{at_s:.3g} s")
-            for at_s, amount in series.rate(run, field, worker)
+            for at_s, amount in rate
         )
         lines.append(Line(label, colour, points))
     chart = LineChart(SECONDS, Axis(unit, zero=True), tuple(lines), _trouble_marks(runs))
     rows = tuple((line.label, *_numbers(p.x, p.y)) for line in lines for p in line.points)
     note = "Lost and hung workers are the dashed uprights." if chart.marks else ""
     return Figure(
-        name.lower(),
+        field,
         title,
         (("", chart),),
         _keys(lines),
@@ -162,20 +172,6 @@ def _rate(
         ("run" if len(runs) > 1 else "worker", "seconds", unit),
         rows,
     )
-
-
-def _bytes(runs: Sequence[Run]) -> Figure:
-    peak = max(
-        (
-            amount
-            for _, _, run, worker in _who(runs)
-            for _, amount in series.rate(run, "bytes", worker)
-        ),
-        default=0.0,
-    )
-    factor, unit = next(((size, unit) for size, unit in _BYTES if peak >= size), (1.0, "B/s"))
-    title = "Parameters and gradients moved per second"
-    return _rate(runs, "bytes", "Bytes", title, unit, factor)
 
 
 def _who(runs: Sequence[Run]) -> list[tuple[str, int, Run, int | None]]:

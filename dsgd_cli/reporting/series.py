@@ -85,36 +85,36 @@ class Epochs:
 def training_loss(run: Run) -> list[Sample]:
     """The mean training loss of each report, in the middle of what it is about."""
     last: dict[Any, tuple[float, float]] = {}
-    middles = []
+    epochs, samples = Epochs(run), []
     for record in run.of("report"):
         step, seconds = number(record.get("step")), number(record.get("time"))
         if step is None or seconds is None:
             continue
         step_before, seconds_before = last.get(record.get("worker"), (0.0, 0.0))
         last[record.get("worker")] = step, seconds
-        middle = {"step": (step_before + step) / 2, "time": (seconds_before + seconds) / 2}
-        middles.append({**record, **middle})
-    return _samples(run, middles, "loss")
+        loss = number(record.get("loss"))
+        if loss is not None:
+            seconds = (seconds_before + seconds) / 2
+            samples.append(Sample((step_before + step) / 2, epochs.at(seconds), seconds, loss))
+    return _in_order(samples)
 
 
 def metrics(run: Run) -> dict[str, list[Sample]]:
     """The held-out metrics by name: the loss first, then in the order of appearance."""
-    found = {"loss": _samples(run, run.of("evaluate"), "loss")}
-    for record in run.of("evaluate"):
-        for name in record:
-            if name not in NOT_METRICS and name not in found:
-                found[name] = _samples(run, run.of("evaluate"), name)
-    return {name: samples for name, samples in found.items() if samples}
-
-
-def _samples(run: Run, records: Iterable[Record], name: str) -> list[Sample]:
     epochs = Epochs(run)
-    samples = []
-    for record in records:
+    found: dict[str, list[Sample]] = {"loss": []}
+    for record in run.of("evaluate"):
         step, seconds = number(record.get("step")), number(record.get("time"))
-        value = number(record.get(name))
-        if step is not None and seconds is not None and value is not None:
-            samples.append(Sample(step, epochs.at(seconds), seconds, value))
+        if step is None or seconds is None:
+            continue
+        epoch = epochs.at(seconds)
+        for name, told in record.items():
+            if name not in NOT_METRICS and (value := number(told)) is not None:
+                found.setdefault(name, []).append(Sample(step, epoch, seconds, value))
+    return {name: _in_order(samples) for name, samples in found.items() if samples}
+
+
+def _in_order(samples: Iterable[Sample]) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.seconds)
 
 
