@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dsgd_cli.engine.algorithms import search
-from dsgd_cli.engine.algorithms.base import Left, Reached
+from dsgd_cli.engine.algorithms.base import Left, Reached, Strategy
 from dsgd_cli.engine.events import (
     Answered,
     Decision,
@@ -46,10 +46,11 @@ class Copy:
     round: int
 
 
-class Sandblaster:
-    """A `Strategy`. `share`: portions of a pass for each worker."""
+class Sandblaster(Strategy):
+    """`share`: portions of a pass for each worker."""
 
     def __init__(self, settings: search.Settings, examples: int, workers: int, share: int) -> None:
+        super().__init__()
         self._method = search.search(settings)
         self._examples = examples
         self._portion_count = workers * share
@@ -64,13 +65,10 @@ class Sandblaster:
         self._last_task = 0
         self._copies: dict[int, Copy] = {}  # by task
         self._fetched: dict[int, int] = {}  # worker -> round of its parameters
-        self._away: set[int] = set()
         self._overtaken: set[int] = set()  # a copy was dropped; nothing was heard since
         self._drop: list[Late] = []
         self._paces = Paces()
-        self._stepped = 0
         self._passes = 0
-        self._complete: list[EpochRecord] = []
 
     @property
     def epochs(self) -> int:
@@ -106,11 +104,8 @@ class Sandblaster:
         if self._portions is not None:
             self._portions.leave(worker)
 
-    def away(self, worker: int) -> None:
-        self._away.add(worker)
-
     def back(self, worker: int) -> None:
-        self._away.discard(worker)
+        super().back(worker)
         self._overtaken.discard(worker)
 
     def expects(self, worker: int) -> bool:
@@ -171,15 +166,7 @@ class Sandblaster:
         except StopIteration as end:
             self._request, self._over = None, end.value
         if isinstance(self._request, search.Step) and self._request.number > 0:
-            self._stepped += 1
-
-    def complete(self) -> list[EpochRecord]:
-        complete, self._complete = self._complete, []
-        return complete
-
-    def steps(self) -> int:
-        stepped, self._stepped = self._stepped, 0
-        return stepped
+            self._steps += 1
 
     # ── what to do about it ────────────────────────────────────────────────────────────────────
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsgd_cli.engine.algorithms.base import Left, Reached
+from dsgd_cli.engine.algorithms.base import Left, Reached, Strategy
 from dsgd_cli.engine.algorithms.stale_synchronous import Clocks
 from dsgd_cli.engine.events import (
     Advance,
@@ -23,7 +23,7 @@ from dsgd_cli.engine.events import (
     Ticked,
 )
 from dsgd_cli.engine.members import Member
-from dsgd_cli.engine.tasks import EpochRecord, TaskQueue
+from dsgd_cli.engine.tasks import TaskQueue
 
 TASKS_HELD = 2  # the one in hand and the next
 
@@ -58,8 +58,8 @@ def _so_far(unit: str, reached: Reached) -> float:
     return float(so_far[unit])
 
 
-class Streaming:
-    """A `Strategy`."""
+class Streaming(Strategy):
+    """Who is given an evaluation counts until it says that it has no clock in hand."""
 
     def __init__(
         self,
@@ -67,26 +67,16 @@ class Streaming:
         clocks: Clocks | None = None,
         warm_start: WarmStart | None = None,
     ) -> None:
+        super().__init__()
         self._queue = queue
         self._clocks = clocks
         self._warm_start = warm_start
         self._begun: Reached | None = None  # when the others begin to follow
         self._admitted: set[int] = set()
-        self._away: set[int] = set()
-        self._complete: list[EpochRecord] = []
-        self._steps = 0
 
     @property
     def epochs(self) -> int:
         return self._queue.complete
-
-    @property
-    def stands_still(self) -> bool:
-        return False
-
-    @property
-    def rests(self) -> bool:
-        return True
 
     def join(self, worker: int) -> None:
         if self._warm_start is None:
@@ -110,18 +100,9 @@ class Streaming:
             self._clocks.pause(worker)
         self._queue.put_back(self._queue.withdraw(worker))
 
-    def away(self, worker: int) -> None:
-        self._away.add(worker)  # it counts until it says that it has no clock in hand
-
-    def back(self, worker: int) -> None:
-        self._away.discard(worker)
-
     def expects(self, worker: int) -> bool:
         blocked = self._clocks is not None and self._clocks.blocked(worker)
         return self._queue.held(worker) > 0 and not blocked
-
-    def lags(self, worker: int) -> bool:
-        return False
 
     def batch_s(self, worker: int) -> float | None:
         return self._queue.batch_s(worker)
@@ -143,14 +124,6 @@ class Streaming:
             if again and event.worker in self._away:
                 self._clocks.pause(event.worker)
 
-    def complete(self) -> list[EpochRecord]:
-        complete, self._complete = self._complete, []
-        return complete
-
-    def steps(self) -> int:
-        steps, self._steps = self._steps, 0
-        return steps
-
     def work(self, members: Sequence[Member], reached: Reached) -> Iterator[Decision]:
         """Tasks, first to those that have none, until all have two or nothing is free."""
         members = self._admit(members, reached)
@@ -163,12 +136,6 @@ class Streaming:
             yield Grant(member.worker, task)
         if self._clocks is not None:
             yield from self._tell(self._clocks, members)
-
-    def end(self) -> Iterator[Decision]:
-        yield from ()
-
-    def over(self) -> str | None:
-        return None
 
     def _admit(self, members: Sequence[Member], reached: Reached) -> Sequence[Member]:
         """Those that train: who has been admitted stays so, whoever joins."""

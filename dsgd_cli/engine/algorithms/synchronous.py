@@ -27,7 +27,7 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from dsgd_cli.engine.algorithms.base import Left, Reached
+from dsgd_cli.engine.algorithms.base import Left, Reached, Strategy
 from dsgd_cli.engine.events import (
     Accept,
     Answered,
@@ -43,7 +43,7 @@ from dsgd_cli.engine.events import (
     Work,
 )
 from dsgd_cli.engine.members import Member
-from dsgd_cli.engine.tasks import EpochRecord, Remainder, Task, TaskQueue
+from dsgd_cli.engine.tasks import Remainder, Task, TaskQueue
 
 OWNER = 0  # of all leases: here a batch belongs to its step, not to a worker
 MEMORY = 0.2  # of how long a batch takes a worker: the weight of the newest
@@ -65,8 +65,11 @@ class Batch:
 
 
 @dataclass(slots=True)
-class Synchronous:
-    """A `Strategy`. `needed`: the gradients of a step; `clip_norm`: of the update's gradient."""
+class Synchronous(Strategy):
+    """`needed`: the gradients of a step; `clip_norm`: of the update's gradient.
+
+    When TRAINING ends, what is being committed still is.
+    """
 
     queue: TaskQueue
     needed: int
@@ -79,7 +82,6 @@ class Synchronous:
     _waiting: list[int] = field(default_factory=list)  # tasks that have claimed, in order
     _here: set[int] = field(default_factory=set)
     _updates: int = 0  # that are made
-    _away: set[int] = field(default_factory=set)
     _usual_s: dict[int, float] = field(default_factory=dict)
     _committing: bool = False
     _squares: float | None = None  # of the round, if it has been measured
@@ -88,8 +90,6 @@ class Synchronous:
     _skipped: int = 0  # rounds that the next step shall not use
     _pending: int = 0  # batches that nobody may be given before their worker is fenced
     _drop: list[Late] = field(default_factory=list)
-    _complete: list[EpochRecord] = field(default_factory=list)
-    _steps: int = 0  # batches in updates that nobody has asked for
 
     def __post_init__(self) -> None:
         self.queue.join(OWNER)
@@ -97,14 +97,6 @@ class Synchronous:
     @property
     def epochs(self) -> int:
         return self.queue.complete
-
-    @property
-    def stands_still(self) -> bool:
-        return False
-
-    @property
-    def rests(self) -> bool:
-        return True
 
     # ── who is there ───────────────────────────────────────────────────────────────────────────
 
@@ -132,18 +124,9 @@ class Synchronous:
             if not (self._in_step(batch) and self._committing):
                 self.queue.put_back(self._forget(batch))
 
-    def away(self, worker: int) -> None:
-        self._away.add(worker)
-
-    def back(self, worker: int) -> None:
-        self._away.discard(worker)
-
     def expects(self, worker: int) -> bool:
         mine = [batch for batch in self._of(worker) if batch.step <= self._step]
         return any(not batch.computed or self._owes(batch) for batch in mine)
-
-    def lags(self, worker: int) -> bool:
-        return False
 
     def batch_s(self, worker: int) -> float | None:
         known = self._usual_s.get(worker)
@@ -194,7 +177,8 @@ class Synchronous:
             self._usual_s[batch.worker] = (usual_s or 0.0) * (1 - weight) + took_s * weight
 
     def _stepped(self) -> None:
-        """The step is made: its batches count, and whoever waits was too late."""
+        """The step is made: its batches count, which may have been reported in vain till now, and
+        whoever waits was too late."""
         for batch in self._parts():
             self._remove(batch)
             self._steps += 1
@@ -206,15 +190,6 @@ class Synchronous:
         self._committing = False
         self._step += 1
         self._begin_round()
-
-    def complete(self) -> list[EpochRecord]:
-        complete, self._complete = self._complete, []
-        return complete
-
-    def steps(self) -> int:
-        """A batch is a step when its update is made: it may have been reported in vain."""
-        steps, self._steps = self._steps, 0
-        return steps
 
     # ── what to do about it ────────────────────────────────────────────────────────────────────
 
@@ -339,13 +314,6 @@ class Synchronous:
         if self.backups == 0:  # nobody can be late: they need not ask
             for batch in self._of_step(self._step + 1):
                 yield self._accept(batch)
-
-    def end(self) -> Iterator[Decision]:
-        """Nothing is handed out or committed any more; what is being committed still is."""
-        yield from ()
-
-    def over(self) -> str | None:
-        return None
 
     # ── the pieces ─────────────────────────────────────────────────────────────────────────────
 
