@@ -26,6 +26,7 @@ from dsgd_cli.engine.algorithms.streaming import Streaming
 from dsgd_cli.engine.training import Training
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire.channels.base import Operation
+from tests.engine.schedules import assert_caught, checked
 
 SHARDS = 2
 TENSORS = (("W", (1,)),)
@@ -315,11 +316,7 @@ def check(seed: int) -> World:
 @pytest.mark.parametrize("part", range(4))
 def test_schedules(part: int) -> None:
     reads = deaths = 0
-    for seed in range(part * 250, part * 250 + 250):
-        try:
-            world = check(seed)
-        except Exception as error:
-            raise AssertionError(f"seed {seed}: {error!r}") from error
+    for world in checked(check, range(part * 250, part * 250 + 250)):
         reads, deaths = reads + world.reads, deaths + world.deaths
     assert reads > 5000 and deaths > 200
 
@@ -366,6 +363,4 @@ def test_a_planted_mistake_is_caught(
     mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutant(monkeypatch)
-    with pytest.raises(AssertionError):
-        for seed in range(400):
-            check(seed)
+    assert_caught(check, range(400))

@@ -7,8 +7,6 @@ on the way. Mutants of the machine are planted, and must be caught.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 import random
 from collections import Counter
@@ -23,6 +21,7 @@ from dsgd_cli.engine.algorithms.streaming import Streaming
 from dsgd_cli.engine.members import Member, Members, MemberState
 from dsgd_cli.engine.tasks import Remainder, TaskQueue
 from dsgd_cli.engine.training import Phase, Training
+from tests.engine.schedules import Clockwork, assert_caught, checked
 
 TENSORS = (("W", (4, 2)),)
 LAST_FAULT_S = 3.0
@@ -70,10 +69,11 @@ class Shard:
         return True
 
 
-class Simulation:
+class Simulation(Clockwork):
     """One schedule. `run` returns the `Finish`."""
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self.random = rng = random.Random(seed)
         self.faults = rng.random() < 0.8
         self.n = rng.choice([1, 7, 24, 60])
@@ -94,9 +94,6 @@ class Simulation:
         )
         self.machine = Training(self.settings)
         self.shard = Shard()
-        self.now = 0.0
-        self.agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self.ids = itertools.count()
         self.workers: dict[int, Worker] = {}  # the sessions that the coordinator knows
         self.incarnations: Counter[int] = Counter()
         self.unfenced: dict[tuple[int, int], list[e.Task]] = {}
@@ -109,12 +106,6 @@ class Simulation:
 
     # ── the world's clockwork ──────────────────────────────────────────────────────────────────
 
-    def after(self, delay_s: float, do: Callable[[], None]) -> None:
-        self.at(self.now + delay_s, do)
-
-    def at(self, time_s: float, do: Callable[[], None]) -> None:
-        heapq.heappush(self.agenda, (time_s, next(self.ids), do))
-
     def delay(self) -> float:
         return self.random.choice([0.0, 0.001, 0.01, 0.2 * self.random.random()])
 
@@ -125,8 +116,7 @@ class Simulation:
             self.after(3 * self.random.random(), self.stop)
         self.after(0.1, self.tick)
         while self.agenda and self.now < END_S:
-            self.now, _, do = heapq.heappop(self.agenda)
-            do()
+            self.next()
         assert self.finish is not None, f"still {self.machine.phase} after {END_S} s"
         return self.finish
 
@@ -464,12 +454,8 @@ def check(seed: int) -> e.Finish:
 
 @pytest.mark.parametrize("part", range(4))
 def test_schedules(part: int) -> None:
-    outcomes: Counter[str] = Counter()
-    for seed in range(part * 500, part * 500 + 500):
-        try:
-            outcomes[check(seed).outcome] += 1
-        except Exception as error:
-            raise AssertionError(f"seed {seed}: {error}") from error
+    seeds = range(part * 500, part * 500 + 500)
+    outcomes = Counter(finish.outcome for finish in checked(check, seeds))
     assert outcomes["converged"] > 50
     assert outcomes["stopped"] > 50
 
@@ -626,6 +612,4 @@ def test_a_planted_mistake_is_caught(
     mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutant(monkeypatch)
-    with pytest.raises(AssertionError):
-        for seed in range(600):
-            check(seed)
+    assert_caught(check, range(600))

@@ -9,8 +9,6 @@ are planted, and must be caught.
 from __future__ import annotations
 
 import functools
-import heapq
-import itertools
 import math
 import random
 from collections import Counter, deque
@@ -37,6 +35,7 @@ from dsgd_cli.engine.sums import Sums
 from dsgd_cli.engine.training import Training
 from dsgd_cli.engine.vectors import Gradient, Op, Vectors, together
 from dsgd_cli.wire.channels.base import Channel, Exchange, Operation
+from tests.engine.schedules import Clockwork, assert_caught, checked
 
 Vector = np.ndarray[Any, Any]
 
@@ -173,10 +172,11 @@ class Wire:
         """Nothing is open."""
 
 
-class Simulation:
+class Simulation(Clockwork):
     """One schedule. `run` returns the `Finish`."""
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self.random = rng = random.Random(seed)
         self.number = rng.randrange(PROBLEMS)
         self.problem = problem_of(self.number)
@@ -228,9 +228,6 @@ class Simulation:
         self.material: Any = SimpleNamespace(
             model=self.problem, data=self.problem, batch_size=self.rows
         )
-        self.now = 0.0
-        self.agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self.ids = itertools.count()
         self.jobs: deque[e.Decision] = deque()
         self.workers: dict[int, Worker] = {}  # the sessions that the coordinator knows
         self.hung = 0  # for ever
@@ -240,12 +237,6 @@ class Simulation:
         self.finish: e.Finish | None = None
 
     # ── the world's clockwork ──────────────────────────────────────────────────────────────────
-
-    def after(self, delay_s: float, do: Callable[[], None]) -> None:
-        self.at(self.now + delay_s, do)
-
-    def at(self, time_s: float, do: Callable[[], None]) -> None:
-        heapq.heappush(self.agenda, (time_s, next(self.ids), do))
 
     def delay(self) -> float:
         return self.random.choice([0.0, 0.0, 0.001, 0.01 * self.random.random()])
@@ -258,8 +249,7 @@ class Simulation:
         self.after(0.05, self.tick)
         with quiet():
             while self.agenda and self.finish is None and self.now < END_S:
-                self.now, _, do = heapq.heappop(self.agenda)
-                do()
+                self.next()
         assert self.finish is not None, f"still {self.machine.phase} after {self.now:.0f} s"
         return self.finish
 
@@ -626,11 +616,7 @@ def check(seed: int) -> Simulation:
 def test_schedules(part: int) -> None:
     reasons: Counter[str] = Counter()
     decided: Counter[str] = Counter()
-    for seed in range(part * 200, part * 200 + 200):
-        try:
-            world = check(seed)
-        except Exception as error:
-            raise AssertionError(f"seed {seed}: {error!r}") from error
+    for world in checked(check, range(part * 200, part * 200 + 200)):
         assert world.finish is not None
         reasons[world.finish.reason.split()[0]] += 1
         decided += world.decided
@@ -828,6 +814,4 @@ def test_a_planted_mistake_is_caught(
     for number in range(PROBLEMS):
         undisturbed(number)
     mutant(monkeypatch)
-    with pytest.raises(AssertionError):
-        for seed in range(600):
-            check(seed)
+    assert_caught(check, range(600))

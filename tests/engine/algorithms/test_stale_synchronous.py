@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from dsgd_cli.engine.algorithms.stale_synchronous import Clocks, Gate
+from tests.engine.schedules import assert_caught, checked
 
 SHARDS = 2
 MOST_STEPS = 5000  # of a schedule that is not stuck, once nothing more goes wrong
@@ -328,11 +329,7 @@ def check(seed: int) -> World:
 @pytest.mark.parametrize("part", range(10))
 def test_schedules(part: int) -> None:
     reads: Counter[int] = Counter()
-    for seed in range(part * 1000, part * 1000 + 1000):
-        try:
-            world = check(seed)
-        except Exception as error:
-            raise AssertionError(f"seed {seed}: {error!r}") from error
+    for world in checked(check, range(part * 1000, part * 1000 + 1000)):
         reads[world.bound] += world.reads
     assert min(reads[bound] for bound in range(4)) > 1000
 
@@ -568,6 +565,4 @@ def test_a_planted_mistake_is_caught(
     mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutant(monkeypatch)
-    with pytest.raises(AssertionError):
-        for seed in range(2000):
-            check(seed)
+    assert_caught(check, range(2000))
