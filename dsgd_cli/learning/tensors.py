@@ -29,15 +29,15 @@ METADATA = "__metadata__"
 def read_tensors(path: Path) -> dict[str, Array]:
     """The named arrays of a file. Raises UserCodeError for one that is damaged."""
     try:
-        raw = bytearray(path.read_bytes())
+        raw = np.fromfile(path, np.uint8).data
     except OSError as error:
         raise UserCodeError(f"{path}: {error.strerror}") from error
     try:
         (size,) = struct.unpack_from("<Q", raw)
         if size > len(raw) - 8:
             raise ValueError(f"a header of {size} bytes in a file of {len(raw)}")
-        header = json.loads(raw[8 : 8 + size])
-        body = memoryview(raw)[8 + size :]
+        header = json.loads(bytes(raw[8 : 8 + size]))
+        body = raw[8 + size :]
         return {name: _array(about, body) for name, about in header.items() if name != METADATA}
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserCodeError(f"{path}: not a whole .safetensors file: {error}") from error

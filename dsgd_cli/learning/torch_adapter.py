@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 from zlib import crc32
 
 import numpy as np
@@ -206,25 +207,28 @@ class _Adapter:
 # ── where parameters and gradients are ─────────────────────────────────────────────────────────
 
 
-class Memory(Protocol):
+class Memory(ABC):
     """Brings a worker's views and a module's parameters together, by name."""
-
-    def show(self, params: Params) -> None:
-        """The module computes with these from now on."""
-
-    def clear(self, out: Params) -> None:
-        """Before `backward`."""
-
-    def collect(self, out: Params) -> None:
-        """After it: the gradients are in `out`, 0 where a parameter was not used."""
-
-
-class Shared:
-    """One memory for both: the module's parameters and gradients are the views."""
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
         self._parameters = list(parameters.values())
         self._params, self._grads = _Wrapped(list(parameters)), _Wrapped(list(parameters))
+
+    @abstractmethod
+    def show(self, params: Params) -> None:
+        """The module computes with these from now on."""
+
+    @abstractmethod
+    def clear(self, out: Params) -> None:
+        """Before `backward`."""
+
+    @abstractmethod
+    def collect(self, out: Params) -> None:
+        """After it: the gradients are in `out`, 0 where a parameter was not used."""
+
+
+class Shared(Memory):
+    """One memory for both: the module's parameters and gradients are the views."""
 
     def show(self, params: Params) -> None:
         for parameter, tensor in zip(self._parameters, self._params.of(params), strict=True):
@@ -240,12 +244,8 @@ class Shared:
                 tensor.copy_(torch.zeros_like(tensor) if parameter.grad is None else parameter.grad)
 
 
-class Copied:
+class Copied(Memory):
     """The module's parameters and gradients are elsewhere, on a GPU."""
-
-    def __init__(self, parameters: Mapping[str, Any]) -> None:
-        self._parameters = list(parameters.values())
-        self._params, self._grads = _Wrapped(list(parameters)), _Wrapped(list(parameters))
 
     def show(self, params: Params) -> None:
         for parameter, tensor in zip(self._parameters, self._params.of(params), strict=True):
