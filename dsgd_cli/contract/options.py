@@ -196,6 +196,16 @@ class Adam(Rule):
 # ── readers ────────────────────────────────────────────────────────────────────────────────────
 
 
+class Source(Options):
+    """What all that follow can do besides, and `{load: path/to/data.py}`."""
+
+    per_host: bool = Field(
+        default=False,
+        strict=True,
+        description="each host has examples of its own, at the same `host:/path`",
+    )
+
+
 class Npz(Options):
     """Arrays `x`, `y`, `x_test` and `y_test` of a numpy file."""
 

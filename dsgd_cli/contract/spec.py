@@ -46,6 +46,7 @@ from dsgd_cli.contract.options import (
     Downpour,
     Plateau,
     Sandblaster,
+    Source,
     StaleSynchronous,
     Synchronous,
 )
@@ -80,6 +81,7 @@ ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,254}"
 MODULE = r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.[A-Za-z_][A-Za-z0-9_]{0,99}){0,20}"
 TORCH = re.compile(r".*[^/]\.py:[A-Za-z_]\w{0,99}")  # a file, and a class or function in it
 DURATION = r"^([0-9]+(\.[0-9]+)? *(ms|s|m|h|d) *)+$"  # for editors; `parse_duration` decides
+LOAD = "load"  # a function of the user's, in front of its file or module
 ON_HOST = "host:"  # in front of a path: it is on the hosts already
 # what a path is by the end of its name
 MODEL_SUFFIXES = {".py": "file"}
@@ -410,10 +412,11 @@ class _Ref(Tree):
 def _long_ref(value: Mapping[str, object], table: Table, readers: Table, what: str) -> object:
     """Checks the long form `{kind: …, name: …, path: …, options: …}`, as a dump gives it."""
     kind, name, path = value.get("kind"), value.get("name", ""), value.get("path", "")
-    ref = {key: value[key] for key in value if key in _Ref.model_fields or key == "kind"}
+    fields = (DataRef if what == "data" else ModelRef).model_fields
+    ref = {key: value[key] for key in value if key in fields}
     if len(ref) != len(value):
         unknown = next(key for key in value if key not in ref)
-        hint = did_you_mean(unknown, ["kind", *_Ref.model_fields])
+        hint = did_you_mean(unknown, fields)
         raise mistake(f"unknown key {show(unknown)}", hint, (unknown,), key=True)
     if kind in ("file", "module") and value.get("options"):
         raise mistake(f"a {what} of your own takes no options", "remove them", ("options",))
@@ -482,6 +485,9 @@ class DataRef(_Ref):
     kind: Literal["builtin", "npz", "csv", "svmlight", "idx", "images", "file", "module"] = Field(
         default="builtin", description="what it is"
     )
+    per_host: bool = Field(
+        default=False, strict=True, description="each host has examples of its own"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -494,25 +500,50 @@ class DataRef(_Ref):
             raise mistake(f"expected data, found {show(value)}", "write digits or {npz: path}")
         return _long_ref(value, DATASETS, READERS, "data")
 
+    @model_validator(mode="after")
+    def _sense(self) -> "DataRef":
+        if self.per_host and self.kind == "builtin":
+            raise mistake("what is built in is the same on every host", "remove `per_host`")
+        if self.per_host and self.kind in READERS and not self.on_host:
+            what = "a path on this machine is the same for every host"
+            raise mistake(what, "write host:/path, or remove `per_host`", (self.kind,))
+        return self
+
 
 def _data_mapping(value: Mapping[str, object]) -> dict[str, Any]:
-    """`{csv: path, option: …}` or `{digits: {}}` -> the long form."""
-    for reader in READERS:
-        if reader in value:
-            path = value[reader]
-            if not isinstance(path, str):
-                raise mistake(f"expected a path, found {show(path)}", "", (reader,))
-            _printable(path)
-            on_host = path.startswith(ON_HOST)
-            path = path.removeprefix(ON_HOST)
-            if on_host and not path.startswith("/"):
-                raise mistake(f"{show(value[reader])} is not absolute", "write host:/path")
-            options = {key: value[key] for key in value if key != reader}
-            complete = checked(READERS, reader, options, ())
-            return {"kind": reader, "path": path, "on_host": on_host, "options": complete}
+    """`{csv: path, option: …}`, `{load: data.py, …}` or `{digits: {}}` -> the long form."""
+    also = {"per_host": value["per_host"]} if "per_host" in value else {}
+    rest = {key: value[key] for key in value if key not in also}
+    for reader in (*READERS, LOAD):
+        if reader in rest:
+            text = rest.pop(reader)
+            if not isinstance(text, str):
+                raise mistake(f"expected a path, found {show(text)}", "", (reader,))
+            return {**(_load(text, rest) if reader == LOAD else _read(reader, text, rest)), **also}
     built_in: Table = {**DATASETS, **READERS}
-    name, options = choice(built_in, value, "data")
-    return {"kind": "builtin", "name": name, "options": options}
+    name, options = choice(built_in, rest, "data")
+    return {"kind": "builtin", "name": name, "options": options, **also}
+
+
+def _read(reader: str, path: str, options: Mapping[str, object]) -> dict[str, Any]:
+    """What one of the readers reads."""
+    _printable(path)
+    on_host = path.startswith(ON_HOST)
+    if on_host and not path.startswith(f"{ON_HOST}/"):
+        raise mistake(f"{show(path)} is not absolute", "write host:/path")
+    complete = checked(READERS, reader, options, ())
+    path = path.removeprefix(ON_HOST)
+    return {"kind": reader, "path": path, "on_host": on_host, "options": complete}
+
+
+def _load(text: str, rest: Mapping[str, object]) -> dict[str, Any]:
+    """A file or a module of the user's with a function `load`."""
+    for other in rest:
+        hint = did_you_mean(other, [LOAD, *Source.model_fields])
+        raise mistake(f"unknown key {show(other)}", hint, (other,), key=True)
+    if text.isidentifier():
+        raise mistake(f"{show(text)} is not a file or a module", "write path/to/data.py", (LOAD,))
+    return _reference(text, {}, MODEL_SUFFIXES, "data")
 
 
 class Optimizer(Tree):

@@ -1,7 +1,7 @@
 """The parameters of a worker's best evaluations, in its run directory, which goes with the cluster.
 
-The last two are there: whoever dies between writing one and saying so leaves the one before it,
-which is what the coordinator knows of. Each is whole or not there.
+The newest is there and the one that the coordinator knows of: whoever dies between writing one and
+saying so leaves that. Each is whole or not there.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from pathlib import Path
 
 from dsgd_cli.daemons.computing import Vector
 from dsgd_cli.wire import dsgd_pb2 as pb
-
-KEPT = 2
 
 
 class Best:
@@ -25,13 +23,17 @@ class Best:
             if not path.name.startswith(f"{self._name}-"):
                 path.unlink(missing_ok=True)
 
-    def keep(self, evaluation: int, flat: Vector) -> pb.Kept:
-        """Writes them; evaluations are numbered upwards."""
+    def keep(self, evaluation: int, flat: Vector, known: int) -> pb.Kept:
+        """Writes them; `known`: the evaluation that is the best so far, whoever has kept it."""
         data = flat.data.cast("B")
-        path = self._folder / f"{self._name}-{evaluation:09}.bin"
+        path = self._path(evaluation)
         part = path.with_suffix(".part")
         part.write_bytes(data)
         part.rename(path)
-        for older in sorted(self._folder.glob(f"{self._name}-*.bin"))[:-KEPT]:
-            older.unlink(missing_ok=True)
+        for other in self._folder.glob(f"{self._name}-*.bin"):
+            if other not in (path, self._path(known)):
+                other.unlink(missing_ok=True)
         return pb.Kept(path=str(path), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def _path(self, evaluation: int) -> Path:
+        return self._folder / f"{self._name}-{evaluation:09}.bin"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +27,18 @@ Tensors = tuple[tuple[str, tuple[int, ...]], ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
-    """What a worker computes with. `dtype` is that of the parameters and of all float data."""
+    """What a worker computes with. `dtype` is that of the parameters and of all float data;
+    `examples` are those of an epoch, which may be more than are on this host; `digest` is of what
+    all workers must have alike, `data_digest` of the examples here."""
 
     model: Model
     data: Dataset
     dtype: str
     batch_size: int
     seed: int
+    examples: int
     digest: str
+    data_digest: str
 
     def initial(self) -> dict[str, np.ndarray[Any, Any]]:
         """The first parameters: the same in every process with the same seed."""
@@ -57,7 +62,9 @@ def load(train: Mapping[str, Any], seed: int, files: Files) -> Material:
         dtype=dtype,
         batch_size=batch_size_of(train),
         seed=seed,
+        examples=data.examples,
         digest=_digest(model, data, paths["model"], seed),
+        data_digest=data.digest(),
     )
 
 
@@ -77,7 +84,7 @@ def _path(ref: Mapping[str, Any], sent: str | None) -> Path | None:
 def _digest(model: Model, data: Dataset, source: Path | None, seed: int) -> str:
     """Equal on all workers that will compute the same. The first parameters are left out: their
     last bits may depend on the processor, and one worker alone writes them."""
-    hashed = hashlib.sha256(f"{seed} {model.name} {data.digest()}".encode())
+    hashed = hashlib.sha256(json.dumps([seed, model.name, data.classes]).encode())
     if source is not None and source.is_file():
         hashed.update(source.read_bytes())
     return hashed.hexdigest()

@@ -73,7 +73,8 @@ class Run:
         self._report = report
         self._incarnations = incarnations
         self._fatal = fatal
-        self._training = Training(settings(self._seed, self._train, self._workers))
+        places = tuple(map(int, order.get("partitions") or ()))
+        self._training = Training(settings(self._seed, self._train, self._workers, places))
         self._layout: Layout | None = None
         self._cut: pb.Cut | None = None
         self._slices: list[Message] = []
@@ -239,6 +240,7 @@ class Run:
             dtype=dtype,
             servers=servers,
             max_block_bytes=self._max_block_bytes,
+            examples=examples,
         )
         fences = dict(self._incarnations())
         request = configuration(
@@ -321,7 +323,9 @@ def configuration(
     return request
 
 
-def settings(seed: int, train: Mapping[str, Any], workers: int) -> ev.Settings:
+def settings(
+    seed: int, train: Mapping[str, Any], workers: int, places: tuple[int, ...] = ()
+) -> ev.Settings:
     """What the machine needs of the `train` section (a dump of the specification)."""
     until = train["until"]
     every = train["evaluate"]["every"]
@@ -341,6 +345,7 @@ def settings(seed: int, train: Mapping[str, Any], workers: int) -> ev.Settings:
         optimizer=train["optimizer"].get("options", {}),
         workers=workers,
         dtype=train["dtype"],
+        places=places,
     )
 
 
@@ -360,8 +365,10 @@ def message_of(decision: ev.Decision, epoch: int) -> pb.FromCoordinator:
             return pb.FromCoordinator(late=pb.Late(epoch=epoch, task=task_id))
         case ev.Advance(_, limit):
             return pb.FromCoordinator(advance=pb.Advance(epoch=epoch, limit=limit))
-        case ev.Evaluate(_, evaluation_id, _, best):
-            evaluate = pb.Evaluate(epoch=epoch, evaluation=evaluation_id, best=best)
+        case ev.Evaluate(_, evaluation_id, _, best, keep, kept):
+            evaluate = pb.Evaluate(
+                epoch=epoch, evaluation=evaluation_id, best=best, keep=keep, kept=kept
+            )
             return pb.FromCoordinator(evaluate=evaluate)
         case ev.Drain():
             return pb.FromCoordinator(drain=pb.Drain(epoch=epoch))
@@ -379,7 +386,15 @@ def event_of(worker: int, incarnation: int, kind: str, body: Any) -> ev.Event:
     who = (worker, incarnation)
     if kind == "prepared":
         tensors = tuple((tensor.name, tuple(tensor.shape)) for tensor in body.tensors)
-        return ev.Prepared(*who, tensors, body.dtype, body.examples, body.digest)
+        return ev.Prepared(
+            *who,
+            tensors,
+            body.dtype,
+            body.examples,
+            body.digest,
+            body.data_digest,
+            body.held_out,
+        )
     if kind == "initialised":
         return ev.Initialised(*who)
     if kind == "evaluated":

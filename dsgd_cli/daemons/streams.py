@@ -94,7 +94,7 @@ class Stream:
         self._send = send
         self._epoch = epoch
         self._manner = Manner.of(options, train["optimizer"])
-        scale = Scale(steps_per_update(options, 1), material.data.examples / material.batch_size)
+        scale = Scale(steps_per_update(options, 1), material.examples / material.batch_size)
         self._rate = rate.make(train["optimizer"].get("options", {}), scale)
         synchronised = options["name"] == "stale_synchronous"
         every = options["push_every"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,6 +90,8 @@ class Trainer:
                     dtype=self._material.dtype,
                     examples=data.examples,
                     digest=self._material.digest,
+                    data_digest=self._material.data_digest,
+                    held_out=len(data.x_test),
                 )
             )
         )
@@ -100,6 +102,7 @@ class Trainer:
             return
         shapes = [(tensor.name, tuple(tensor.shape)) for tensor in cut_.tensors]
         layout = cut(shapes, cut_.dtype, cut_.servers, cut_.max_block_bytes)
+        self._material = replace(self._material, examples=cut_.examples)
         me = (self._worker, self._incarnation)
         channels = open_channels(layout, self._wanted, identity, addresses, self.epoch, me)
         self.use(Parameters(layout, channels))
@@ -174,7 +177,7 @@ class Trainer:
 
     # ── evaluations ──
 
-    def evaluate(self, evaluation: int, best: float) -> None:
+    def evaluate(self, order: pb.Evaluate) -> None:
         """The metrics of the newest parameters on the held-out examples; the best are kept."""
         assert self._loop is not None
 
@@ -182,10 +185,10 @@ class Trainer:
             data = self._material.data
             with quiet():
                 values = evaluate(self._material.model, views, data.x_test, data.y_test)
-            said = pb.Evaluated(epoch=self.epoch, evaluation=evaluation, metrics=values)
+            said = pb.Evaluated(epoch=self.epoch, evaluation=order.evaluation, metrics=values)
             name = metric_of(values, self._wanted_metric)
-            if name is not None and improves(name, values[name], best):
-                said.kept.CopyFrom(self._best.keep(evaluation, flat))
+            if order.keep and name is not None and improves(name, values[name], order.best):
+                said.kept.CopyFrom(self._best.keep(order.evaluation, flat, order.kept))
             self._send(pb.FromWorker(evaluated=said))
 
         self._loop.evaluated(judge)

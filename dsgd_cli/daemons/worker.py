@@ -154,7 +154,7 @@ class Worker:
             "initialise": initialise,
             "start": start,
             "drain": trainer.drain,
-            "evaluate": lambda: trainer.evaluate(body.evaluation, body.best),
+            "evaluate": lambda: trainer.evaluate(body),
         }
         self._guarded(orders.get(kind, lambda: trainer.obey(kind, body)))
 

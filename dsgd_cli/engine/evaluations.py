@@ -1,8 +1,10 @@
 """The evaluations of a run: when the next is due, the one under way, and what they have shown.
 
-At most one is under way. The best of all by the metric that counts is remembered with where its
-worker has kept the parameters; the learning rate and the end may depend on a plateau of a metric.
-Decides nothing about the run.
+At most one is under way. Where each host has held-out examples of its own, a worker of each takes
+part, and a metric is the mean of theirs, weighted by the examples: exactly that of all examples, if
+it is a mean itself and the parameters are frozen; while they move, each sees another moment. The
+best of all by the metric that counts is remembered with where a worker has kept the parameters;
+the learning rate and the end may depend on a plateau of a metric. Decides nothing about the run.
 """
 
 from __future__ import annotations
@@ -18,14 +20,35 @@ from dsgd_cli.engine.plateau import Plateau, improves, metric_of
 from dsgd_cli.engine.schedule import Schedule
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Evaluation:
-    """The one under way."""
+    """`weights`: how many examples each worker has that takes part; the first one keeps."""
 
     id: int
-    worker: int
+    weights: Mapping[int, int]
     frozen: bool
     since_s: float
+    answers: dict[int, Evaluated] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> set[int]:
+        """Those who have not answered yet."""
+        return self.weights.keys() - self.answers.keys()
+
+    def metrics(self) -> dict[str, float]:
+        """Of all that takes part, when all have answered."""
+        first, *others = (self.answers[worker].metrics for worker in self.weights)
+        if not others:
+            return dict(first)
+        common = [name for name in first if all(name in other for other in others)]
+        examples = sum(self.weights.values())
+        return {
+            name: sum(
+                self.answers[worker].metrics[name] * weight / examples
+                for worker, weight in self.weights.items()
+            )
+            for name in common
+        }
 
 
 @dataclass(slots=True)
@@ -41,7 +64,9 @@ class Evaluations:
     rate: float = 1.0  # what plateaus have made of the learning rate
     ended_by: str | None = None  # the plateau that ends the run, in words
     _schedule: Schedule = field(init=False)
+    _asked: dict[int, int] = field(default_factory=dict)  # worker -> what it has not answered yet
     _count: int = 0
+    _best_id: int = 0
     _decay: Plateau | None = None
     _factor: float = 1.0
     _end: Plateau | None = None
@@ -58,37 +83,58 @@ class Evaluations:
         return self.now is None and self._schedule.due(**reached)
 
     def begin(
-        self, worker: int, frozen: bool, now_s: float, reached: Mapping[str, Any]
-    ) -> Evaluate:
-        """This worker is to do it."""
+        self, weights: Mapping[int, int], frozen: bool, now_s: float, reached: Mapping[str, Any]
+    ) -> list[Evaluate]:
+        """These workers are to do it, who have so many held-out examples."""
         self._schedule.taken(**reached)
         self._count += 1
-        self.now = Evaluation(self._count, worker, frozen, now_s)
-        best = math.nan if self.best is None else self.best.value
-        return Evaluate(worker, self._count, frozen, best)
+        self.now = Evaluation(self._count, weights, frozen, now_s)
+        self._asked.update(dict.fromkeys(weights, self._count))
+        alone = self.best is not None and len(weights) == 1  # else who keeps cannot compare
+        best = self.best.value if self.best is not None and alone else math.nan
+        first = next(iter(weights))
+        return [
+            Evaluate(worker, self._count, frozen, best, worker == first, self._best_id)
+            for worker in weights
+        ]
 
     def is_with(self, worker: int) -> bool:
-        return self.now is not None and self.now.worker == worker
+        """Whether it has been asked for one, and has not answered."""
+        return worker in self._asked
+
+    def frees(self, event: Evaluated) -> bool:
+        """Whether the worker has nothing more to evaluate once it has answered this."""
+        return self._asked.get(event.worker) == event.evaluation_id
 
     def drop(self, again: bool = False) -> None:
-        """It will not be answered. `again`: it is due once more."""
+        """It will not be answered by all. `again`: it is due once more."""
         if self.now is not None and again:
             self._schedule.again()
         self.now = None
 
+    def leave(self, worker: int, again: bool = False) -> None:
+        """The worker will not answer; `again`: what it took part in is due once more."""
+        self._asked.pop(worker, None)
+        if self.now is not None and worker in self.now.missing:
+            self.drop(again)
+
     def answer(self, event: Evaluated, now_s: float, step: int) -> Evaluation | None:
-        """The evaluation that this answers; None if it is not under way any more."""
+        """The evaluation that this completes; None if others are still at it, or it was dropped."""
+        if self.frees(event):
+            del self._asked[event.worker]
         evaluation = self.now
-        if evaluation is None or (evaluation.id, evaluation.worker) != (
-            event.evaluation_id,
-            event.worker,
-        ):
+        if evaluation is None or evaluation.id != event.evaluation_id:
+            return None
+        if event.worker not in evaluation.missing:
+            return None
+        evaluation.answers[event.worker] = event
+        self.longest_s = max(now_s - evaluation.since_s, self.longest_s or 0.0)
+        if evaluation.missing:
             return None
         self.now = None
-        self.longest_s = max(now_s - evaluation.since_s, self.longest_s or 0.0)
-        self.metrics = dict(event.metrics)
+        self.metrics = evaluation.metrics()
         self.judged = evaluation.frozen
-        self._keep(event, step)
+        self._keep(evaluation, step)
         if not evaluation.frozen:
             self._watch_plateaus()
         return evaluation
@@ -103,14 +149,16 @@ class Evaluations:
             if plateau is not None and metric_of(metrics, plateau.metric) is None
         ]
 
-    def _keep(self, event: Evaluated, step: int) -> None:
+    def _keep(self, evaluation: Evaluation, step: int) -> None:
+        worker = next(iter(evaluation.weights))
+        kept, metrics = evaluation.answers[worker].kept, self.metrics
         target = next(iter(convergence.targets(self.settings.until)), None)
-        name = metric_of(event.metrics, target)
+        name = metric_of(metrics, target)
         best = math.nan if self.best is None else self.best.value
-        if name is None or event.kept is None or not improves(name, event.metrics[name], best):
+        if name is None or kept is None or not improves(name, metrics[name], best):
             return
-        value = event.metrics[name]
-        self.best = Best(name, value, step, event.worker, event.kept, dict(event.metrics))
+        self.best = Best(name, metrics[name], step, worker, kept, dict(metrics))
+        self._best_id = evaluation.id
 
     def _watch_plateaus(self) -> None:
         if self._decay is not None and self._decay.reached(self.metrics):

@@ -46,7 +46,8 @@ class Until:
 class Settings:
     """What the machine must know of the specification.
 
-    `algorithm` and `optimizer` are their options, the algorithm's with its name.
+    `algorithm` and `optimizer` are their options, the algorithm's with its name. `places`: where
+    each host has examples of its own, the partition of each worker, counted from 0; else ().
     """
 
     seed: int
@@ -57,6 +58,7 @@ class Settings:
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
     dtype: str = "float32"
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +100,20 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Answer to `Prepare`: model and data are loaded. `digest` covers both, and the seed."""
+    """Answer to `Prepare`: model and data are loaded.
+
+    `digest` is of what all workers must have alike: the model, the seed, the names of the classes;
+    `data_digest` of the examples, which those of one partition must have alike.
+    """
 
     worker: int
     incarnation: int
     tensors: Tensors
     dtype: str
-    examples: int  # training examples, the N of each epoch
+    examples: int  # training examples, of each epoch
     digest: str
+    data_digest: str = ""
+    held_out: int = 0  # examples that evaluations are of
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +202,7 @@ class Evaluated:
     incarnation: int
     evaluation_id: int
     metrics: Mapping[str, float]
-    kept: Kept | None = None  # if they are better than what `Evaluate` said
+    kept: Kept | None = None  # as `Evaluate` has said
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,14 +439,17 @@ class Evaluate:
     """Pull, and compute the held-out set's metrics, before the next batch; answer `Evaluated`.
 
     `frozen`: no push is accepted meanwhile, so all blocks belong together. If the metric that
-    counts (`plateau.metric_of`) is better than `best` (NaN: there is none), the worker keeps what
-    it has evaluated.
+    counts (`plateau.metric_of`) is better than `best` (NaN: whatever it is), the worker keeps what
+    it has evaluated, besides what it kept of evaluation `kept`. `keep`: where each host has
+    held-out examples of its own, one worker of each evaluates, and only the first one keeps.
     """
 
     worker: int
     evaluation_id: int
     frozen: bool
     best: float = math.nan
+    keep: bool = True
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,14 +114,20 @@ class Ledger:
         }
 
     def evaluation(
-        self, metrics: Mapping[str, float], *, epoch: int, worker: int, frozen: bool, now_s: float
+        self,
+        metrics: Mapping[str, float],
+        *,
+        epoch: int,
+        workers: Sequence[int],
+        frozen: bool,
+        now_s: float,
     ) -> dict[str, Any]:
         return {
             **self._line("evaluate", now_s),
             "epoch": epoch,
             **{name: _finite(value) for name, value in metrics.items()},
             "frozen": frozen,
-            "worker": worker,
+            "worker": workers[0] if len(workers) == 1 else list(workers),
         }
 
     def happened(self, what: str, now_s: float, **more: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ DRAIN_TIMES = 3
 STOP_DRAIN_S = 3.0  # the same once somebody has asked for the end: from then on
 STOP_S = 5.5  # from then on until the export begins, judged or not
 ALONE_S = 15.0  # without any worker: an agent may be about to start one again
+ABSENT_S = 60.0  # without any worker of a host that has examples of its own
 STALL_S = 1800.0  # nobody does anything, however often it is started again
 
 

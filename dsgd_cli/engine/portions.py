@@ -7,7 +7,8 @@ A copy is given to who will have done it well before the one who has it, as far 
 or when that one is overdue.
 
 Invariant: a portion is free, out (with one or two workers), or done; once done it stays done. A
-worker gets what follows on its last portion where that is free: it has those examples at hand. This
+worker gets what follows on its last portion where that is free: it has those examples at hand.
+Where hosts have different examples, it gets, and helps with, those of its partition only. This
 module knows workers by number only and no clock but the one that it is told.
 """
 
@@ -15,8 +16,11 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+
+from dsgd_cli.engine.partitions import Partitions
 
 LATE = 1.5  # times as long as it should take: then a portion may be given out again
 MEMORY = 0.2  # of a pace: the weight of the newest portion
@@ -24,6 +28,7 @@ MEMORY = 0.2  # of a pace: the weight of the newest portion
 
 @dataclass(slots=True)
 class _Portion:
+    partition: int
     start: int
     stop: int
     out: dict[int, float] = field(default_factory=dict)  # worker -> since when
@@ -57,12 +62,18 @@ class Paces:
 
 
 class Portions:
-    """Of one pass. Portions are numbered from 0 in the order of the examples."""
+    """Of one pass. Portions are numbered from 0 in the order of the partitions and their examples;
+    `counts` has the number of each one's."""
 
-    def __init__(self, examples: int, count: int, paces: Paces | None = None) -> None:
-        count = min(count, examples)
-        ends = [examples * part // count for part in range(count + 1)]
-        self._portions = [_Portion(start, stop) for start, stop in pairwise(ends)]
+    def __init__(
+        self, partitions: Partitions, counts: Sequence[int], paces: Paces | None = None
+    ) -> None:
+        self._partitions = partitions
+        self._portions = [
+            _Portion(partition, start, stop)
+            for partition, (size, count) in enumerate(zip(partitions.sizes, counts, strict=True))
+            for start, stop in _cut(size, count)
+        ]
         self._last: dict[int, int] = {}  # worker -> its newest portion
         self._open = dict(enumerate(self._portions))  # those that are not done
         self._paces = paces if paces is not None else Paces()
@@ -76,7 +87,7 @@ class Portions:
         return not self._open
 
     def bounds(self, portion: int) -> tuple[int, int]:
-        """Its examples [start, stop)."""
+        """Its examples [start, stop), counted within its partition."""
         return self._portions[portion].start, self._portions[portion].stop
 
     def free(self) -> int:
@@ -111,7 +122,8 @@ class Portions:
         self._last.pop(worker, None)
 
     def _free_for(self, worker: int) -> int | None:
-        free = [number for number, item in self._open.items() if not item.out]
+        mine = self._partitions.of(worker)
+        free = [n for n, item in self._open.items() if not item.out and item.partition == mine]
         if not free:
             return None
         follows = self._last.get(worker, -2) + 1
@@ -123,13 +135,13 @@ class Portions:
 
     def _fresh_start(self, free: list[int]) -> int:
         """Where a newcomer begins: in the middle of the longest free stretch, or at its front if
-        that is the beginning of all."""
+        that is the beginning of its partition."""
         best, start, length = (0, free[0]), free[0], 0
         for number in free:
             start, length = (start, length + 1) if number == start + length else (number, 1)
             best = max(best, (length, start), key=lambda stretch: (stretch[0], -stretch[1]))
         length, start = best
-        return start if start == 0 else start + length // 2
+        return start if self._portions[start].start == 0 else start + length // 2
 
     def _late_for(self, worker: int, now_s: float) -> int | None:
         """The portion that is done last if nobody helps, where this worker would be much faster."""
@@ -140,10 +152,11 @@ class Portions:
         for number, item in self._open.items():
             for holder, since_s in item.out.items():
                 held.setdefault(holder, []).append((since_s, number))
+        mine = self._partitions.of(worker)
         late = [
             (left_s, now_s - since_s, -number)
             for number, item in self._open.items()
-            if len(item.out) == 1 and worker not in item.out
+            if item.partition == mine and len(item.out) == 1 and worker not in item.out
             for holder, since_s in item.out.items()
             if (left_s := self._left_s(holder, number, sorted(held[holder]), now_s)) > LATE * mine_s
         ]
@@ -160,3 +173,9 @@ class Portions:
         if now_s > begins_s + LATE * takes_s:
             return math.inf
         return begins_s + takes_s - now_s
+
+
+def _cut(examples: int, count: int) -> Iterable[tuple[int, int]]:
+    """[start, stop) of so many portions, all of nearly the same size, and none empty."""
+    count = min(count, examples)
+    return pairwise(examples * portion // count for portion in range(count + 1))

@@ -1,10 +1,12 @@
 """Who computes which examples: the epoch's permutation, cut into leased tasks.
 
 A task is a range of positions in the epoch's permutation; coordinator and workers compute that
-permutation from (seed, epoch) alone, so no index ever travels. Invariant: at any moment the
-positions of an open epoch are partitioned into free, leased, withdrawn and acknowledged ones, so
-that none is lost and, while nobody dies, none is computed twice. An epoch is complete when all its
-positions are acknowledged. This module knows workers by number only; who lives is `training`'s.
+permutation from (seed, epoch) alone, so no index ever travels. Where hosts have different examples,
+each partition has a permutation and positions of its own, and a worker gets tasks of its partition.
+Invariant: at any moment each position of an open epoch is either free, leased, withdrawn or
+acknowledged, so that none is lost and, while nobody dies, none is computed twice. An epoch is
+complete when all positions of all partitions are acknowledged. This module knows workers by number
+only; who lives is `training`'s.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dsgd_cli.engine.partitions import Partitions
 
 TASK_S = 0.25  # the work that a task should cover; a bit more than the 0.2 s promised
 FIRST_BATCHES = 4  # the size of a task for a worker whose speed is not known yet
@@ -30,6 +34,7 @@ class Task:
     epoch: int
     start: int
     stop: int
+    partition: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,7 @@ class Remainder:
     epoch: int
     start: int
     stop: int
+    partition: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +68,13 @@ class _Lease:
     task: Task
     done: int  # positions before it are acknowledged
 
+    def left(self) -> Remainder:
+        return Remainder(self.task.epoch, self.done, self.task.stop, self.task.partition)
+
 
 @dataclass(slots=True)
 class _Epoch:
-    free: list[tuple[int, int]]  # sorted, disjoint, none empty
+    free: list[list[tuple[int, int]]]  # of each partition: sorted, disjoint, none empty
     distinct: int = 0
     examples: int = 0
 
@@ -92,7 +101,7 @@ class _Speed:
 class TaskQueue:
     """The open epochs, and who holds what of them."""
 
-    examples: int
+    partitions: Partitions
     batch_size: int
     max_epochs: int | None = None
     ahead: int = EPOCHS_AHEAD
@@ -116,19 +125,20 @@ class TaskQueue:
     def withdraw(self, worker: int) -> tuple[Remainder, ...]:
         """End all leases of a worker; what it had not acknowledged is nobody's until `put_back`."""
         leases = self._leases.get(worker, {})
-        left = [Remainder(x.task.epoch, x.done, x.task.stop) for x in leases.values()]
+        left = [lease.left() for lease in leases.values()]
         leases.clear()
         return tuple(left)
 
     def cancel(self, worker: int, task_id: int) -> tuple[Remainder, ...]:
         """End one lease; what was not acknowledged of it is nobody's until `put_back`."""
         lease = self._leases.get(worker, {}).pop(task_id, None)
-        return () if lease is None else (Remainder(lease.task.epoch, lease.done, lease.task.stop),)
+        return () if lease is None else (lease.left(),)
 
     def put_back(self, remainders: Iterable[Remainder]) -> None:
         """These positions may be leased again."""
         for remainder in remainders:
-            insort(self._open[remainder.epoch].free, (remainder.start, remainder.stop))
+            free = self._open[remainder.epoch].free[remainder.partition]
+            insort(free, (remainder.start, remainder.stop))
 
     def held(self, worker: int) -> int:
         """How many tasks the worker holds."""
@@ -152,19 +162,20 @@ class TaskQueue:
 
     def lease(self, worker: int, max_batches: int | None = None) -> Task | None:
         """Cut the next task for this worker, or None when nothing may be leased now."""
-        number = self._next_epoch()
+        partition = self.partitions.of(worker)
+        number = self._next_epoch(partition)
         if number is None or (max_batches is not None and max_batches <= 0):
             return None
-        epoch = self._open[number]
-        start, stop = epoch.free.pop(0)
-        size = self._size(worker, epoch, stop - start)
+        free = self._open[number].free[partition]
+        start, stop = free.pop(0)
+        size = self._size(worker, free, stop - start)
         if max_batches is not None:
             size = min(size, max_batches * self.batch_size)
         end = min(stop, start + size)
         if end < stop:
-            epoch.free.insert(0, (end, stop))
+            free.insert(0, (end, stop))
         self._last_id += 1
-        task = Task(self._last_id, number, start, end)
+        task = Task(self._last_id, number, start, end, partition)
         self._leases[worker][task.id] = _Lease(task, start)
         return task
 
@@ -192,31 +203,33 @@ class TaskQueue:
     def _close(self) -> list[EpochRecord]:
         """Epochs are closed in order, even if a later one is complete first."""
         records = []
-        n = self.examples
+        n = self.partitions.examples
         while (epoch := self._open.get(self.complete + 1)) and epoch.distinct == n:
             self.complete += 1
             del self._open[self.complete]
             records.append(EpochRecord(self.complete, epoch.examples, epoch.distinct, n))
         return records
 
-    def _next_epoch(self) -> int | None:
-        """The oldest epoch with something free, opened if need be."""
+    def _next_epoch(self, partition: int) -> int | None:
+        """The oldest epoch with something free of this partition, opened if need be."""
         for number in range(self.complete + 1, self.complete + 2 + self.ahead):
             if self.max_epochs is not None and number > self.max_epochs:
                 return None
-            epoch = self._open.setdefault(number, _Epoch([(0, self.examples)]))
-            if epoch.free:
+            if number not in self._open:
+                self._open[number] = _Epoch([[(0, size)] for size in self.partitions.sizes])
+            if self._open[number].free[partition]:
                 return number
         return None
 
-    def _size(self, worker: int, epoch: _Epoch, first_free: int) -> int:
-        """Enough work, at most a fair share, whole batches, smaller at the end of a long epoch."""
+    def _size(self, worker: int, others: list[tuple[int, int]], first_free: int) -> int:
+        """Enough work, at most a fair share, whole batches, smaller at the end of a long epoch.
+        `others`: what is free behind the first."""
         fair = self._fair(worker)
-        share = self.examples * fair
+        share = self.partitions.sizes[self.partitions.of(worker)] * fair
         rate = self._speeds[worker].rate()
         wanted = rate * TASK_S if rate else float(FIRST_BATCHES * self.batch_size)
         if wanted < share:
-            free = first_free + sum(stop - start for start, stop in epoch.free)
+            free = first_free + sum(stop - start for start, stop in others)
             wanted = min(wanted, max(wanted / 4, free * fair))
         batches = max(1, math.ceil(min(wanted, share) / self.batch_size))
         size = batches * self.batch_size
@@ -224,8 +237,10 @@ class TaskQueue:
         return first_free if first_free - size < size / 4 else size
 
     def _fair(self, worker: int) -> float:
-        """The fraction of an epoch that lets all workers end it together."""
-        rates = [self._speeds[other].rate() for other in self._leases]
+        """The fraction of a partition that lets all who have it end an epoch together."""
+        partition = self.partitions.of(worker)
+        mates = [other for other in self._leases if self.partitions.of(other) == partition]
+        rates = [self._speeds[other].rate() for other in mates]
         if all(rates):
             return self._speeds[worker].rate() / sum(rates)
-        return 1 / len(self._leases)
+        return 1 / len(mates)

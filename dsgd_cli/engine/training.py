@@ -70,6 +70,7 @@ from dsgd_cli.engine.events import (
 )
 from dsgd_cli.engine.ledger import Ledger
 from dsgd_cli.engine.members import Member, Members, MemberState
+from dsgd_cli.engine.partitions import Partitions
 from dsgd_cli.engine.verdict import Ending, Why, difference
 
 PROGRESS_S = 0.25
@@ -107,14 +108,15 @@ class Training:
         self._ledger = Ledger()
         self._evaluations = Evaluations(settings)
         self._strategy: Strategy | None = None  # from the first `Prepared` on
-        self._reference: Prepared | None = None  # what all workers must agree with
+        self._references: dict[int, Prepared] = {}  # of each partition: its first worker's
         self._initialiser: int | None = None
         self._fences: dict[tuple[int, int], Left] = {}
         self._draining: set[int] = set()
         self._rate = 1.0  # what the servers were told last
         self._exported = False
         self._asked_s = math.inf  # when somebody asked for the end
-        self._seen_s = 0.0  # when there was a worker
+        self._all_here = False  # a worker of each partition
+        self._seen_s = 0.0  # when they were
         self._worked_s = 0.0  # when one did something
         self._ended_s: float | None = None
         self._progress_s = 0.0
@@ -133,7 +135,7 @@ class Training:
         self._now_s = max(now_s, self._now_s)
         if self._since_s is None:
             self._since_s = self._now_s
-        if self._members.every():
+        if self._all_here:
             self._seen_s = self._now_s
         self._take(event)
         self._advance()
@@ -207,6 +209,7 @@ class Training:
         if older is not None and older.incarnation < event.incarnation:
             self._lost(older)
         member = self._members.admit(event.worker, event.incarnation)
+        self._all_here = not self._absent()
         if member is not None:
             member.moved_s = self._now_s
             self._out.append(Prepare(member.worker))
@@ -215,12 +218,12 @@ class Training:
     def _lost(self, member: Member) -> None:
         """Forget the member; its tasks wait until every shard has fenced it."""
         self._members.remove(member)
+        self._all_here = not self._absent()
         self._draining.discard(member.worker)
         self._happened("lost", member)
         if self._initialiser == member.worker:
             self._initialiser = None
-        if self._evaluates(member):
-            self._evaluations.drop(again=True)
+        self._evaluations.leave(member.worker, again=True)
         left = self._strategy.leave(member.worker) if self._strategy is not None else ()
         if member.touched:
             self._fences[member.worker, member.incarnation + 1] = left
@@ -272,23 +275,25 @@ class Training:
     def _prepared(self, member: Member, event: Prepared) -> None:
         if member.state is not MemberState.PREPARING:
             return
-        if self._reference is not None and (what := difference(self._reference, event)):
+        partition = self._partition(member.worker)
+        what = "the training set is empty" if event.examples < 1 else None
+        for other, reference in self._references.items():
+            what = what or difference(reference, event, same_data=other == partition)
+        if what is not None:
             self._end(Why.FAILED, what, Failure(process_name("worker", event.worker), what))
             return
         member.state = MemberState.PREPARED
-        if self._reference is None:
-            self._first_prepared(event)
+        self._references.setdefault(partition, event)
+        if self._strategy is None and len(self._references) == self._partition_count:
+            self._all_known(event)
 
-    def _first_prepared(self, event: Prepared) -> None:
-        self._reference = event
-        if event.examples < 1:
-            reason = "the training set is empty"
-            process = process_name("worker", event.worker)
-            self._end(Why.FAILED, reason, Failure(process, reason))
-            return
-        self._strategy = make_strategy(self._settings, event.examples)
+    def _all_known(self, event: Prepared) -> None:
+        """Of each partition a worker has said how much there is."""
+        sizes = tuple(self._references[each].examples for each in range(self._partition_count))
+        partitions = Partitions(sizes, self._settings.places)
+        self._strategy = make_strategy(self._settings, partitions)
         self._enter(Phase.CONFIGURING)
-        self._out.append(ConfigureShards(event.tensors, event.dtype, event.examples))
+        self._out.append(ConfigureShards(event.tensors, event.dtype, partitions.examples))
 
     def _initialised(self, member: Member) -> None:
         if self._phase is Phase.INITIALISING and member.worker == self._initialiser:
@@ -339,43 +344,43 @@ class Training:
             self._record(self._ledger.epoch(complete, self._now_s))
 
     def _evaluated(self, event: Evaluated) -> None:
+        if self._evaluations.frees(event) and self._strategy is not None:
+            self._worked_s = self._now_s
+            self._strategy.back(event.worker)
         evaluation = self._evaluations.answer(event, self._now_s, self._ledger.steps)
         if evaluation is None:
             return
-        self._worked_s = self._now_s
-        if self._strategy is not None:
-            self._strategy.back(event.worker)
         line = self._ledger.evaluation(
-            event.metrics,
+            self._metrics,
             epoch=self._epochs,
-            worker=event.worker,
+            workers=tuple(evaluation.weights),
             frozen=evaluation.frozen,
             now_s=self._now_s,
         )
         self._record(line)
-        self._weigh(event)
+        self._weigh(event.worker)
 
-    def _weigh(self, event: Evaluated) -> None:
-        step = self._ledger.steps
-        absent = self._evaluations.missing(event.metrics)
-        if reason := convergence.diverged_evaluation(event.metrics, step=step, worker=event.worker):
+    def _weigh(self, worker: int) -> None:
+        """What the metrics mean for the run; `worker` was the last to answer."""
+        step, metrics = self._ledger.steps, self._metrics
+        absent = self._evaluations.missing(metrics)
+        if reason := convergence.diverged_evaluation(metrics, step=step, worker=worker):
             self._end(Why.DIVERGED, reason)
         elif absent:
             error = (
                 f"{absent[0]} is set, but the model's metrics are "
-                f"{', '.join(sorted(event.metrics)) or 'none'}"
+                f"{', '.join(sorted(metrics)) or 'none'}"
             )
-            self._end(Why.FAILED, error, Failure(process_name("worker", event.worker), error))
-        elif convergence.holds(self._until, event.metrics):
-            self._end(Why.TARGET, convergence.describe(self._until, event.metrics))
+            self._end(Why.FAILED, error, Failure(process_name("worker", worker), error))
+        elif convergence.holds(self._until, metrics):
+            self._end(Why.TARGET, convergence.describe(self._until, metrics))
 
     def _drained(self, member: Member) -> None:
         if member.worker not in self._draining or self._strategy is None:
             return
         self._draining.discard(member.worker)
         self._strategy.withdraw(member.worker)
-        if self._evaluates(member):
-            self._evaluations.drop()  # it had not begun
+        self._evaluations.leave(member.worker)  # one that it had not begun
 
     def _end(
         self, why: Why, reason: str, failure: Failure | None = None, *, sealed: bool = True
@@ -399,7 +404,8 @@ class Training:
     def _gathering(self) -> None:
         """GATHERING, CONFIGURING: there are no parameters that could be kept."""
         if self._phase is Phase.GATHERING and self._waited_s > patience.SETUP_S:
-            self._too_late(self._members.every(), "load the model and the data")
+            loading = self._members.who(MemberState.PREPARING)
+            self._too_late(loading, "load the model and the data")
         if self._ending is not None:
             self._finish()
 
@@ -432,6 +438,9 @@ class Training:
             self._end(Why.LIMIT, reason)
         if self._now_s - self._worked_s > patience.STALL_S:
             reason = f"no worker has done anything for {patience.STALL_S:.0f} s"
+            self._end(Why.FAILED, reason, Failure("", reason, kind="internal"))
+        if self._settings.places and self._now_s - self._seen_s > patience.ABSENT_S:
+            reason = f"{self._absent()} for {patience.ABSENT_S:.0f} s: nobody has its examples"
             self._end(Why.FAILED, reason, Failure("", reason, kind="internal"))
         if self._ending is not None:
             self._leave_training(self._ending)
@@ -514,7 +523,7 @@ class Training:
 
     def _nobody_judges(self, ending: Ending) -> bool:
         """Whether the model must come home without metrics."""
-        alone = not self._members.every()
+        alone = not self._all_here
         if ending.why is Why.STOP:
             return alone or self._now_s - self._asked_s > patience.STOP_S
         alone_s = min(self._now_s - self._seen_s, self._waited_s)
@@ -568,6 +577,25 @@ class Training:
             error = f"{who} did not {what} within {patience.SETUP_S:.0f} s"
             self._end(Why.FAILED, error, Failure(next(iter(processes), ""), error))
 
+    def _partition(self, worker: int) -> int:
+        """Whose examples the worker has."""
+        return self._settings.places[worker] if self._settings.places else 0
+
+    @property
+    def _partition_count(self) -> int:
+        return 1 + max(self._settings.places, default=0)
+
+    def _absent(self) -> str:
+        """Of whom nobody is here, in words; "": of every partition somebody is."""
+        here = {self._partition(member.worker) for member in self._members.every()}
+        absent = [each for each in range(self._partition_count) if each not in here]
+        if not absent:
+            return ""
+        if not self._settings.places:
+            return "no worker"
+        of_it = [w for w, place in enumerate(self._settings.places) if place == absent[0]]
+        return f"no {' or '.join(process_name('worker', worker) for worker in of_it)}"
+
     @property
     def _epochs(self) -> int:
         return 0 if self._strategy is None else self._strategy.epochs
@@ -595,22 +623,26 @@ class Training:
             self._out.append(Start(member.worker))
 
     def _evaluate(self, frozen: bool) -> None:
-        """Hand it to one worker: the one that was given something the longest time ago, but not
-        to one that may still be at what somebody else has done: it is slow, or it hangs."""
-        ready = self._members.who(MemberState.STARTED)
-        if not ready:
-            return
+        """Hand it to one worker of each partition: the one that was given something the longest
+        time ago, but not to one that may still be at what somebody else has done, or at an
+        evaluation that was dropped: it is slow, or it hangs."""
         strategy = self._strategy
+        assert strategy is not None
 
-        def turn(member: Member) -> tuple[bool, int]:
-            return strategy is not None and strategy.lags(member.worker), member.turn
+        def turn(member: Member) -> tuple[bool, bool, int]:
+            return self._evaluates(member), strategy.lags(member.worker), member.turn
 
-        member = min(ready, key=turn)
-        self._members.take_turn(member)
-        if self._strategy is not None:
-            self._strategy.away(member.worker)
-        reached = self._reached()
-        self._out.append(self._evaluations.begin(member.worker, frozen, self._now_s, reached))
+        ready = self._members.who(MemberState.STARTED)
+        chosen: dict[int, Member] = {}
+        for member in sorted(ready, key=turn):
+            chosen.setdefault(self._partition(member.worker), member)
+        if len(chosen) < self._partition_count:
+            return
+        for member in chosen.values():
+            self._members.take_turn(member)
+            strategy.away(member.worker)
+        weights = {m.worker: self._references[each].held_out for each, m in chosen.items()}
+        self._out += self._evaluations.begin(weights, frozen, self._now_s, self._reached())
 
     def _finish(self) -> None:
         ending = self._ending

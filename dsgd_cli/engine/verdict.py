@@ -66,15 +66,21 @@ def metric_name(until: Until, metrics: Mapping[str, float]) -> str | None:
     return next(iter(convergence.targets(until)), None) or metric_of(metrics)
 
 
-def difference(first: Prepared, other: Prepared) -> str | None:
-    """One sentence about what two workers do not agree on, or None."""
+def difference(first: Prepared, other: Prepared, same_data: bool = True) -> str | None:
+    """One sentence about what two workers do not agree on, or None. `same_data`: they have the
+    same examples."""
     names = [process_name("worker", who.worker) for who in (other, first)]
     pairs = {
-        "training examples": (other.examples, first.examples),
         "dtype": (other.dtype, first.dtype),
         "tensors": (_shapes(other), _shapes(first)),
-        "contents of model or data (digest)": (other.digest, first.digest),
+        "model, or the names of the classes (digest)": (other.digest, first.digest),
     }
+    if same_data:
+        pairs = {
+            "training examples": (str(other.examples), str(first.examples)),
+            **pairs,
+            "contents of the data (digest)": (other.data_digest, first.data_digest),
+        }
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:
             return f"{names[0]} and {names[1]} differ in their {what}: {theirs} and {ours}"

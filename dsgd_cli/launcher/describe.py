@@ -28,9 +28,11 @@ from dsgd_cli.contract.options import (
     OPTIMIZERS,
     READERS,
     Rule,
+    Source,
 )
 from dsgd_cli.contract.spec import (
     DATA_SUFFIXES,
+    LOAD,
     MAX_SERVERS,
     MAX_WORKERS,
     MODEL_SUFFIXES,
@@ -128,12 +130,20 @@ def _choices(table: Mapping[str, type[BaseModel]]) -> Iterator[Schema]:
 
 
 def _readers(definitions: Mapping[str, Schema]) -> Iterator[Schema]:
-    """`{csv: path, option: …}`."""
+    """`{csv: path, option: …}`, `{load: path}`."""
+    besides = Source.model_json_schema()["properties"]
+    yield {
+        "type": "object",
+        "properties": {LOAD: _path(MODEL_SUFFIXES), **besides},
+        "required": [LOAD],
+        "additionalProperties": False,
+        "description": "A file or a module of your own with a function `load`",
+    }
     for name, model in READERS.items():
         options = definitions[model.__name__].get("properties", {})
         yield {
             "type": "object",
-            "properties": {name: {"type": "string"}, **options},
+            "properties": {name: {"type": "string"}, **options, **besides},
             "required": [name],
             "additionalProperties": False,
             "description": _first_line(model),
@@ -169,7 +179,7 @@ def _fields() -> Iterator[tuple[str, str, str]]:
     tables: tuple[tuple[str, Table], ...] = (
         ("channel", CHANNELS),
         ("train.model", {**MODELS, **MODEL_FILES}),
-        ("train.data", {**DATASETS, **READERS}),
+        ("train.data", {**DATASETS, "*": Source, **READERS}),
         ("train.algorithm", ALGORITHMS),
         ("train.optimizer", {"*": Rule, **OPTIMIZERS}),
         ("train.optimizer.*.decay", DECAYS),
@@ -259,17 +269,17 @@ def resolved_yaml(spec: ClusterSpec) -> str:
 
 def _ref(ref: ModelRef | DataRef) -> Any:
     path = f"{ON_HOST}{ref.path}" if ref.on_host else ref.path
+    also = {"per_host": True} if isinstance(ref, DataRef) and ref.per_host else {}
     if ref.kind == "builtin":
         return {ref.name: ref.options}
-    if ref.kind == "module":
-        return ref.name
     if ref.kind == "torch":
         return {"torch": f"{path}:{ref.name}"}
-    if ref.kind == "file" and path.endswith(".py"):
-        return path
-    if ref.kind == "file":
+    if ref.kind == "file" and not path.endswith(".py"):
         return ref.model_dump(mode="json")
-    return {ref.kind: path, **ref.options}
+    if ref.kind in ("file", "module"):
+        where = path if ref.kind == "file" else ref.name
+        return {LOAD: where, **also} if also else where
+    return {ref.kind: path, **ref.options, **also}
 
 
 def _short(options: Any) -> Any:

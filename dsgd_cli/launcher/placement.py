@@ -64,6 +64,12 @@ def gpus(placed: Iterable[Placed], hosts: Iterable[Host]) -> dict[str, int]:
     }
 
 
+def partitions(hosts: Sequence[str]) -> list[int]:
+    """The hosts of the workers -> numbers from 0 in the order in which they first come."""
+    numbers = {host: number for number, host in enumerate(dict.fromkeys(hosts))}
+    return [numbers[host] for host in hosts]
+
+
 def _limit(host: Host) -> int | None:
     return None if host.slots is None else host.slots.limit
 

@@ -26,6 +26,12 @@ def mistakes(spec: ClusterSpec) -> Iterator[Mistake]:
             " no gradient is left to wait for",
             f"use at most {workers - 1}, or more than {counted(backups, 'worker')}",
         )
+    if isinstance(algorithm, Downpour) and algorithm.warm_start and spec.train.data.per_host:
+        yield Mistake(
+            (*ALGORITHM, "downpour", "warm_start"),
+            "one worker begins alone, but it has the examples of its own host only (`per_host`)",
+            "remove `warm_start`; `warm_up` of the optimizer is gentle, too",
+        )
 
 
 def doubts(spec: ClusterSpec) -> Iterator[Mistake]:

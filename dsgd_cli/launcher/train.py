@@ -12,11 +12,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dsgd_cli.contract import names
 from dsgd_cli.contract.errors import DsgdError, Interrupted
 from dsgd_cli.contract.spec import ClusterSpec
+from dsgd_cli.launcher import placement
 from dsgd_cli.launcher.cluster import Cluster
 from dsgd_cli.launcher.collect import fetch_logs, fetch_model, make_run_dir, slices
 from dsgd_cli.launcher.describe import resolved_yaml
@@ -148,6 +150,7 @@ class Training:
                     "train": spec.train.model_dump(mode="json"),
                     "channel": spec.channel.model_dump(mode="json"),
                     "workers": spec.workers.count,
+                    "partitions": self._partitions(running),
                 },
             )
             folder, wanted = self._result.run_dir, spec.train.tensorboard
@@ -155,6 +158,14 @@ class Training:
                 self._result.finished = follow(running, self._result, self._screen, records)
         finally:
             interrupts.deliver = None
+
+    def _partitions(self, running: Running) -> list[int] | None:
+        """Where each host has examples of its own: whose each worker has."""
+        spec = self._cluster.spec
+        if not spec.train.data.per_host:
+            return None
+        workers = map(partial(names.process_name, "worker"), range(spec.workers.count))
+        return placement.partitions([running.host_of[worker] for worker in workers])
 
     def _bring_model(self, running: Running) -> None:
         """Stream the exported slices into `model.safetensors`, the best into `best.safetensors`."""

@@ -236,7 +236,8 @@ def _loaded(name: str, load: Callable[[], Any]) -> Dataset:
             arrays.append(np.asarray(value))
         except (ValueError, TypeError, RuntimeError) as error:
             raise UserCodeError(f"{name}: {each} is not an array: {error}") from error
-    return Dataset(name, *arrays)
+    x, y, x_test, y_test = arrays
+    return Dataset(name, x, y, x_test, y_test)
 
 
 def _collect(out: dict[str, Array], grads: object) -> None:

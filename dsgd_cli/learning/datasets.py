@@ -24,13 +24,15 @@ SPLIT_SEED = 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """x, y: the training set; x_test, y_test: held out. Examples are along the first axis."""
+    """x, y: the training set; x_test, y_test: held out. Examples are along the first axis.
+    `classes`: what the class numbers mean, where the source has names for them."""
 
     name: str
     x: Array | Pixels
     y: Array
     x_test: Array | Pixels
     y_test: Array
+    classes: tuple[str, ...] = ()
 
     @property
     def examples(self) -> int:

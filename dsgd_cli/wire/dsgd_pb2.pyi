@@ -186,30 +186,36 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Prepared(_message.Message):
-    __slots__ = ("epoch", "tensors", "dtype", "examples", "digest")
+    __slots__ = ("epoch", "tensors", "dtype", "examples", "digest", "data_digest", "held_out")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DATA_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     dtype: str
     examples: int
     digest: str
-    def __init__(self, epoch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., dtype: _Optional[str] = ..., examples: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+    data_digest: str
+    held_out: int
+    def __init__(self, epoch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., dtype: _Optional[str] = ..., examples: _Optional[int] = ..., digest: _Optional[str] = ..., data_digest: _Optional[str] = ..., held_out: _Optional[int] = ...) -> None: ...
 
 class Cut(_message.Message):
-    __slots__ = ("tensors", "dtype", "servers", "max_block_bytes")
+    __slots__ = ("tensors", "dtype", "servers", "max_block_bytes", "examples")
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SERVERS_FIELD_NUMBER: _ClassVar[int]
     MAX_BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     dtype: str
     servers: int
     max_block_bytes: int
-    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., dtype: _Optional[str] = ..., servers: _Optional[int] = ..., max_block_bytes: _Optional[int] = ...) -> None: ...
+    examples: int
+    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., dtype: _Optional[str] = ..., servers: _Optional[int] = ..., max_block_bytes: _Optional[int] = ..., examples: _Optional[int] = ...) -> None: ...
 
 class Initialise(_message.Message):
     __slots__ = ("epoch", "cut")
@@ -325,14 +331,18 @@ class Drained(_message.Message):
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
 class Evaluate(_message.Message):
-    __slots__ = ("epoch", "evaluation", "best")
+    __slots__ = ("epoch", "evaluation", "best", "keep", "kept")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     BEST_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     evaluation: int
     best: float
-    def __init__(self, epoch: _Optional[int] = ..., evaluation: _Optional[int] = ..., best: _Optional[float] = ...) -> None: ...
+    keep: bool
+    kept: int
+    def __init__(self, epoch: _Optional[int] = ..., evaluation: _Optional[int] = ..., best: _Optional[float] = ..., keep: _Optional[bool] = ..., kept: _Optional[int] = ...) -> None: ...
 
 class Evaluated(_message.Message):
     __slots__ = ("epoch", "evaluation", "metrics", "kept")

@@ -263,11 +263,11 @@ def test_an_evaluation_leaves_the_parameters_of_the_job_in_hand() -> None:
     run.work()
     run.commit(1, parts=1)
     shown = run.loop._shards.shown.flat.copy()
-    run.trainer.evaluate(7, best=float("inf"))
+    run.trainer.evaluate(pb.Evaluate(evaluation=7, best=float("inf")))
     np.testing.assert_array_equal(run.loop._shards.shown.flat, shown)
     run.hand_out(2, start=BATCH, round=2, needs=1, part=0)
     run.look()
-    run.trainer.evaluate(8, best=float("inf"))
+    run.trainer.evaluate(pb.Evaluate(evaluation=8, best=float("inf")))
     said = [message.evaluated for message in run.said if message.HasField("evaluated")]
     assert [evaluated.evaluation for evaluated in said] == [7, 8]
     assert said[0].metrics == said[1].metrics  # both saw what the shards have

@@ -97,7 +97,7 @@ class Worker:
         train = {"algorithm": algorithm, "optimizer": {"name": "sgd", "options": {}}}
         examples = world.examples
         data = SimpleNamespace(x=np.zeros(examples), y=np.zeros(examples), examples=examples)
-        material: Any = SimpleNamespace(data=data, batch_size=world.batch)
+        material: Any = SimpleNamespace(data=data, examples=examples, batch_size=world.batch)
         shards: Any = self.parameters
         computing: Any = self
         return Stream(train, material, shards, computing, self.say, self.send, 1)

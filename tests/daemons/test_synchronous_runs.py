@@ -170,7 +170,7 @@ class Room:
                 self.connect(worker)
                 (trainer.initialise if kind == "initialise" else trainer.start)()
             elif kind == "evaluate":
-                trainer.evaluate(body.evaluation, body.best)
+                trainer.evaluate(body)
             elif kind == "drain":
                 trainer.drain()
             else:

@@ -480,7 +480,7 @@ def test_an_evaluation_sees_the_own_pushes() -> None:
     run = Run(overlap=True)
     run.task(1, 10)
     run.work(batches=5)
-    run.trainer.evaluate(7, best=float("inf"))
+    run.trainer.evaluate(pb.Evaluate(evaluation=7, best=float("inf")))
     shown = run.loop._shards.shown
     flat = np.concatenate([np.frombuffer(part, "float32") for part in shown.parts])
     np.testing.assert_array_equal(flat, run.values())
@@ -559,7 +559,7 @@ def test_an_evaluation_ends_the_clock_and_waits_until_the_worker_counts_again() 
     advance(run, 100)
     run.task(1, 8)
     run.work(batches=4)
-    run.trainer.evaluate(1, best=float("inf"))
+    run.trainer.evaluate(pb.Evaluate(evaluation=1, best=float("inf")))
     assert ticks(run) == [1, 2, 2]  # the fourth gradient does not wait; and nothing is in hand
     kinds = [message.WhichOneof("kind") for message in run.said]
     assert kinds.index("evaluated") > max(i for i, kind in enumerate(kinds) if kind == "ticked")

@@ -38,7 +38,7 @@ def answer(
 ) -> e.Evaluate:
     """One evaluation, begun and answered."""
     reached = {"epochs": 0, "steps": 1, "elapsed_s": 0.0}
-    order = evaluations.begin(0, frozen, 0.0, reached)
+    (order,) = evaluations.begin({0: 1}, frozen, 0.0, reached)
     where = None if keeps is None else kept(keeps)
     event = e.Evaluated(0, 1, order.evaluation_id, metrics, where)
     assert evaluations.answer(event, 1.0, step=order.evaluation_id) is not None
@@ -124,7 +124,7 @@ def test_all_that_waits_for_a_metric_is_named() -> None:
 def test_answers_to_what_is_not_under_way_are_none() -> None:
     evaluations = Evaluations(settings())
     reached = {"epochs": 0, "steps": 1, "elapsed_s": 0.0}
-    order = evaluations.begin(3, False, 0.0, reached)
+    (order,) = evaluations.begin({3: 1}, False, 0.0, reached)
     assert evaluations.is_with(3) and not evaluations.is_with(0)
     for worker, number in [(3, order.evaluation_id + 1), (0, order.evaluation_id)]:
         stray = e.Evaluated(worker, 1, number, {"accuracy": 1.0}, kept("x"))

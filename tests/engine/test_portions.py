@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from dsgd_cli.engine.partitions import Partitions
 from dsgd_cli.engine.portions import LATE, Paces, Portions
 
 LONG_S = 1e6
@@ -23,7 +24,7 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
-        self.portions = Portions(40, 9)
+        self.portions = Portions(Partitions.whole(40), [9])
         self.held: dict[int, set[int]] = {}  # what each worker has; it may be done meanwhile
         self.counted: Counter[int] = Counter()
         self.last: dict[int, int] = {}
@@ -102,7 +103,7 @@ TestWorld = World.TestCase
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 40))
 def test_portions_are_a_partition(examples: int, count: int) -> None:
-    portions = Portions(examples, count)
+    portions = Portions(Partitions.whole(examples), [count])
     assert portions.count == portions.free() == min(examples, count)
     bounds = [portions.bounds(n) for n in range(portions.count)]
     assert (bounds[0][0], bounds[-1][1]) == (0, examples)
@@ -115,7 +116,7 @@ def test_portions_are_a_partition(examples: int, count: int) -> None:
 @settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 60), st.integers(0, 2**32))
 def test_whoever_does_them_in_whatever_order_it_ends(workers: int, count: int, seed: int) -> None:
-    rng, portions = random.Random(seed), Portions(count, count)
+    rng, portions = random.Random(seed), Portions(Partitions.whole(count), [count])
     held: list[tuple[int, int]] = []
     counted: Counter[int] = Counter()
     while not portions.complete:
@@ -131,7 +132,7 @@ def test_whoever_does_them_in_whatever_order_it_ends(workers: int, count: int, s
 
 def test_a_worker_gets_what_follows() -> None:
     """Of each worker's portions all but the last few follow on one another."""
-    portions = Portions(40, 40)
+    portions = Portions(Partitions.whole(40), [40])
     taken: dict[int, list[int]] = {0: [], 1: [], 2: []}
     for turn in range(30):
         portion = portions.next(turn % 3, float(turn))
@@ -143,7 +144,7 @@ def test_a_worker_gets_what_follows() -> None:
 
 def slow_and_done() -> Portions:
     """Of four portions worker 0 has done three in 1 s each, worker 1 has had one since 0 s."""
-    portions = Portions(8, 4)
+    portions = Portions(Partitions.whole(8), [4])
     slow = portions.next(1, 0.0)
     assert slow == 0
     for second in range(3):
@@ -180,7 +181,7 @@ def test_a_copy_stays_out_when_the_other_dies() -> None:
 
 
 def test_who_comes_back_begins_where_there_is_most_to_do() -> None:
-    portions = Portions(10, 10)
+    portions = Portions(Partitions.whole(10), [10])
     assert [portions.next(0, 0.0), portions.next(1, 0.0)] == [0, 5]
     portions.leave(0)
     assert portions.next(0, 1.0) == 0, "it has lost what it had, and needs nothing that follows"
@@ -188,7 +189,7 @@ def test_who_comes_back_begins_where_there_is_most_to_do() -> None:
 
 @pytest.mark.parametrize("longer", [1, 2])
 def test_the_copy_is_of_what_is_out_for_longest(longer: int) -> None:
-    portions = Portions(3, 3)
+    portions = Portions(Partitions.whole(3), [3])
     assert portions.next(0, 0.0) == 0
     portions.done(0, 0, 1.0)
     since = {1: 2.0, 2: 2.0} | {longer: 1.0}
@@ -201,7 +202,7 @@ def world_of(paces: dict[int, float], portions: int) -> Portions:
     known = Paces()
     for worker, pace_s in paces.items():
         known.done(worker, -pace_s, 0.0)
-    return Portions(portions, portions, known)
+    return Portions(Partitions.whole(portions), [portions], known)
 
 
 def test_what_a_slow_worker_will_do_last_is_done_by_a_fast_one_at_once() -> None:
@@ -221,14 +222,14 @@ def test_a_slow_worker_does_nothing_again_that_is_about_to_be_done() -> None:
 
 def test_a_pace_is_known_from_pass_to_pass_and_leaves_out_what_was_waited_for() -> None:
     paces = Paces()
-    first = Portions(2, 2, paces)
+    first = Portions(Partitions.whole(2), [2], paces)
     assert paces.of(0) is None
     for _ in range(2):
         first.next(0, 0.0)
     first.done(0, 0, 1.0)
     first.done(0, 1, 2.0)
     assert paces.of(0) == paces.of(1) == 1.0
-    second = Portions(2, 2, paces)
+    second = Portions(Partitions.whole(2), [2], paces)
     assert second.next(1, 10.0) is not None
     assert second.next(1, 10.0) is not None
     assert second.next(0, 10.0) is not None

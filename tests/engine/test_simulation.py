@@ -2,7 +2,8 @@
 
 A model of the cluster (sessions that keep order, workers that compute in virtual time, one shard
 that knows who pushed which position) carries out what `Training` decides and checks the promises
-on the way. Mutants of the machine are planted, and must be caught.
+on the way; in a third of the schedules hosts have different examples. Mutants of the machine are
+planted, and must be caught.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import pytest
 from dsgd_cli.engine import convergence, patience, training
 from dsgd_cli.engine import events as e
 from dsgd_cli.engine.algorithms.streaming import Streaming
+from dsgd_cli.engine.evaluations import Evaluation
 from dsgd_cli.engine.members import Member, Members, MemberState
+from dsgd_cli.engine.partitions import Partitions
 from dsgd_cli.engine.tasks import Remainder, TaskQueue
 from dsgd_cli.engine.training import Phase, Training
-from tests.engine.schedules import Clockwork, assert_caught, checked
+from tests.engine.schedules import Clockwork, assert_caught, checked, some_places
 
 TENSORS = (("W", (4, 2)),)
 LAST_FAULT_S = 3.0
@@ -57,11 +60,11 @@ class Worker:
 class Shard:
     """Which positions are in the parameters, how often; who is refused."""
 
-    applied: Counter[tuple[int, int]] = field(default_factory=Counter)
+    applied: Counter[tuple[int, int, int]] = field(default_factory=Counter)
     fence: Counter[int] = field(default_factory=Counter)
     frozen: bool = False
 
-    def push(self, worker: Worker, positions: list[tuple[int, int]]) -> bool:
+    def push(self, worker: Worker, positions: list[tuple[int, int, int]]) -> bool:
         if worker.incarnation < self.fence[worker.number] or (self.frozen and worker.cut):
             return False
         assert not self.frozen, f"worker/{worker.number} pushed to a frozen shard"
@@ -78,6 +81,8 @@ class Simulation(Clockwork):
         self.faults = rng.random() < 0.8
         self.n = rng.choice([1, 7, 24, 60])
         self.batch = rng.choice([1, 4, 5])
+        self.places = some_places(seed, 2 + seed // 6 % 3)
+        self.sizes = [self.n + 7 * each for each in range(1 + max(self.places, default=0))]
         self.settings = e.Settings(
             seed=seed,
             batch_size=self.batch,
@@ -91,13 +96,16 @@ class Simulation(Clockwork):
                 ]
             ),
             every=rng.choice([e.Every(), e.Every(2), e.Every(3, "step"), e.Every(0.3, "s")]),
+            workers=max(len(self.places), 1),
+            places=self.places,
         )
         self.machine = Training(self.settings)
         self.shard = Shard()
         self.workers: dict[int, Worker] = {}  # the sessions that the coordinator knows
         self.incarnations: Counter[int] = Counter()
         self.unfenced: dict[tuple[int, int], list[e.Task]] = {}
-        self.evaluating: dict[int, int] = {}  # evaluation -> worker
+        self.evaluating: dict[int, set[int]] = {}  # evaluation -> those who have not answered
+        self.answers: dict[int, dict[int, dict[str, float]]] = {}  # evaluation -> partition -> …
         self.quality = 0.0
         self.frozen_metrics: dict[str, float] | None = None  # of the last frozen evaluation
         self.stopped_s = math.inf
@@ -110,7 +118,8 @@ class Simulation(Clockwork):
         return self.random.choice([0.0, 0.001, 0.01, 0.2 * self.random.random()])
 
     def run(self) -> e.Finish:
-        for number in range(self.random.choice([1, 2, 4])):
+        chosen = self.random.choice([1, 2, 4])
+        for number in range(len(self.places) or chosen):
             self.after(self.delay(), lambda number=number: self.join(number))  # type: ignore[misc]
         if self.random.random() < 0.15:
             self.after(3 * self.random.random(), self.stop)
@@ -199,15 +208,31 @@ class Simulation(Clockwork):
         if isinstance(event, e.Evaluated) and event.evaluation_id in self.evaluating:
             worker = self.workers.get(event.worker)
             if worker is not None and worker.incarnation == event.incarnation:
-                del self.evaluating[event.evaluation_id]
-                frozen = self.shard.frozen and self.machine.phase is Phase.JUDGING
-                self.frozen_metrics = dict(event.metrics) if frozen else self.frozen_metrics
+                self.answered(event)
         if isinstance(event, e.Drained):
             self.drained(event)
         decisions = self.machine.on(event, self.now)
         assert before is None or not decisions, "a decision after Finish"
         for decision in decisions:
             self.carry_out(decision)
+
+    def answered(self, event: e.Evaluated) -> None:
+        """When all have answered, the metrics are the means over all examples."""
+        answers = self.answers.setdefault(event.evaluation_id, {})
+        answers[self.partition(event.worker)] = dict(event.metrics)
+        self.evaluating[event.evaluation_id].discard(event.worker)
+        if self.evaluating[event.evaluation_id]:
+            return
+        del self.evaluating[event.evaluation_id]
+        if self.shard.frozen and self.machine.phase is Phase.JUDGING:
+            self.frozen_metrics = {
+                name: sum(answers[each][name] * size for each, size in enumerate(self.sizes))
+                / sum(self.sizes)
+                for name in event.metrics
+            }
+
+    def partition(self, worker: int) -> int:
+        return self.places[worker] if self.places else 0
 
     def drained(self, event: e.Drained) -> None:
         """Evaluations that the worker dropped are no longer under way."""
@@ -218,7 +243,7 @@ class Simulation(Clockwork):
 
     def drop_evaluations(self, number: int) -> None:
         for evaluation, who in list(self.evaluating.items()):
-            if who == number:
+            if number in who:
                 del self.evaluating[evaluation]
 
     # ── decisions ──────────────────────────────────────────────────────────────────────────────
@@ -271,14 +296,17 @@ class Simulation(Clockwork):
 
     def prepare(self, worker: Worker) -> None:
         worker.prepared = True
-        answer = e.Prepared(worker.number, worker.incarnation, TENSORS, "float32", self.n, "d")
-        self.send(worker, answer)
+        partition = self.partition(worker.number)
+        size, who = self.sizes[partition], (worker.number, worker.incarnation)
+        data = f"data {partition}"
+        self.send(worker, e.Prepared(*who, TENSORS, "float32", size, "d", data, held_out=size))
 
     def granted(self, grant: e.Grant) -> None:
         worker, task = self.workers[grant.worker], grant.task
         assert worker.started
         assert not self.shard.frozen, "granted while frozen"
-        assert 0 <= task.start < task.stop <= self.n
+        assert task.partition == self.partition(grant.worker), "it does not have these examples"
+        assert 0 <= task.start < task.stop <= self.sizes[task.partition]
         for tasks in self.unfenced.values():
             for other in tasks:
                 assert not overlap(task, other), f"{task} overlaps {other}, not fenced yet"
@@ -291,9 +319,13 @@ class Simulation(Clockwork):
 
     def evaluate(self, evaluate: e.Evaluate) -> None:
         assert self.workers[evaluate.worker].started
-        assert not self.evaluating, "two evaluations at once"
+        asked = self.evaluating.setdefault(evaluate.evaluation_id, set())
+        assert len(self.evaluating) == 1, "two evaluations at once"
         assert evaluate.frozen == self.shard.frozen
-        self.evaluating[evaluate.evaluation_id] = evaluate.worker
+        assert evaluate.keep == (not asked), "one of them keeps"
+        mine = self.partition(evaluate.worker)
+        assert mine not in map(self.partition, asked), "two of one partition"
+        asked.add(evaluate.worker)
 
         def hear(worker: Worker) -> None:
             worker.evaluations.append(evaluate)
@@ -322,12 +354,13 @@ class Simulation(Clockwork):
         line = record.fields
         if line["kind"] != "epoch":
             return
-        applied = [self.shard.applied[line["epoch"], i] for i in range(self.n)]
+        places = [(each, i) for each, size in enumerate(self.sizes) for i in range(size)]
+        applied = [self.shard.applied[(line["epoch"], *place)] for place in places]
         assert min(applied) >= 1, f"epoch {line['epoch']} lost {applied.count(0)} positions"
-        assert line["distinct"] == self.n <= line["examples"]
+        assert line["distinct"] == sum(self.sizes) <= line["examples"]
         if not self.deaths:
             assert max(applied) == 1
-            assert line["examples"] == self.n
+            assert line["examples"] == sum(self.sizes)
 
     # ── a worker ───────────────────────────────────────────────────────────────────────────────
 
@@ -382,7 +415,7 @@ class Simulation(Clockwork):
     def push(self, worker: Worker) -> None:
         task = worker.tasks[0]
         begin = max(worker.pushed, task.start)
-        positions = [(task.epoch, i) for i in range(begin, worker.at)]
+        positions = [(task.epoch, task.partition, i) for i in range(begin, worker.at)]
         if self.shard.push(worker, positions):
             worker.pushed = worker.at
         else:
@@ -425,7 +458,9 @@ class Simulation(Clockwork):
 
 
 def overlap(one: e.Task, other: e.Task) -> bool:
-    return one.epoch == other.epoch and one.start < other.stop and other.start < one.stop
+    if (one.epoch, one.partition) != (other.epoch, other.partition):
+        return False
+    return one.start < other.stop and other.start < one.stop
 
 
 def check(seed: int) -> e.Finish:
@@ -438,7 +473,7 @@ def check(seed: int) -> e.Finish:
         assert judged is not None
         assert not convergence.targets(until) or convergence.holds(until, judged)
         assert finish.exported
-        assert finish.metrics == judged
+        assert finish.metrics == pytest.approx(judged)
     else:
         assert finish.outcome == "stopped"
         limit = convergence.limit(
@@ -494,7 +529,7 @@ def give_the_whole_task_back(patch: pytest.MonkeyPatch) -> None:
         leases = self._leases.get(worker, {})
         tasks = [lease.task for lease in leases.values()]
         leases.clear()
-        return tuple(Remainder(task.epoch, task.start, task.stop) for task in tasks)
+        return tuple(Remainder(t.epoch, t.start, t.stop, t.partition) for t in tasks)
 
     patch.setattr(TaskQueue, "withdraw", mutant)
 
@@ -556,6 +591,22 @@ def start_before_the_model_is_loaded(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Members, "who", mutant)
 
 
+def mix_up_the_partitions(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Partitions, "of", lambda self, worker: 0)
+
+
+def end_with_the_first_partition(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Partitions, "examples", property(lambda self: self.sizes[0]))
+
+
+def weigh_all_partitions_alike(patch: pytest.MonkeyPatch) -> None:
+    def mutant(self: Evaluation) -> dict[str, float]:
+        found = [answer.metrics for answer in self.answers.values()]
+        return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
+
+    patch.setattr(Evaluation, "metrics", mutant)
+
+
 def overrun_max_steps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Streaming, "_batches_left", lambda self, reached: None)
 
@@ -600,6 +651,9 @@ def finish_twice(patch: pytest.MonkeyPatch) -> None:
         keep_what_a_drained_worker_dropped,
         evaluate_twice_at_once,
         start_before_the_model_is_loaded,
+        mix_up_the_partitions,
+        end_with_the_first_partition,
+        weigh_all_partitions_alike,
         overrun_max_steps,
         never_find_out_who_hangs,
         take_the_slow_for_hung,

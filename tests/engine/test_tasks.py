@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsgd_cli.engine.partitions import Partitions
 from dsgd_cli.engine.tasks import (
     EPOCHS_AHEAD,
     FIRST_BATCHES,
@@ -22,7 +23,7 @@ from dsgd_cli.engine.tasks import (
 
 
 def queue_of(examples: int, batch_size: int, workers: int, **more: int) -> TaskQueue:
-    queue = TaskQueue(examples, batch_size, **more)
+    queue = TaskQueue(Partitions.whole(examples), batch_size, **more)
     for worker in range(workers):
         queue.join(worker)
     return queue

@@ -29,6 +29,7 @@ from dsgd_cli.engine.events import (
     Work,
 )
 from dsgd_cli.engine.members import Member
+from dsgd_cli.engine.partitions import Partitions
 from dsgd_cli.engine.portions import Paces, Portions
 from dsgd_cli.engine.tasks import EpochRecord, Task
 from dsgd_cli.engine.vectors import PARAMETERS, Combine, Op
@@ -49,11 +50,14 @@ class Copy:
 class Sandblaster(Strategy):
     """`share`: portions of a pass for each worker."""
 
-    def __init__(self, settings: search.Settings, examples: int, workers: int, share: int) -> None:
+    def __init__(
+        self, settings: search.Settings, partitions: Partitions, workers: int, share: int
+    ) -> None:
         super().__init__()
         self._method = search.search(settings)
-        self._examples = examples
-        self._portion_count = workers * share
+        self._partitions = partitions
+        numbers = range(len(partitions.sizes))
+        self._counts = [share * partitions.workers(number, workers) for number in numbers]
         self._request: search.Request | None = next(self._method)
         self._over: str | None = None
         self._asked = False  # the shards are at the operations of the request
@@ -156,7 +160,7 @@ class Sandblaster(Strategy):
     def _passed(self, portions: Portions) -> None:
         self._portions = None
         self._passes += 1
-        n = self._examples
+        n = self._partitions.examples
         self._complete.append(EpochRecord(self._passes, n, n, n))
         self._answer(search.Passed(self._loss, n, self._round, portions.count))
 
@@ -189,7 +193,7 @@ class Sandblaster(Strategy):
         if self._portions is None:
             self._round += 1
             self._loss = 0.0
-            self._portions = Portions(self._examples, self._portion_count, self._paces)
+            self._portions = Portions(self._partitions, self._counts, self._paces)
         free = [m for m in members if m.worker not in self._away and m.worker in self._fetched]
         held = Counter(copy.worker for copy in self._copies.values())
         while hungry := [m for m in free if held[m.worker] < HELD]:
@@ -203,7 +207,8 @@ class Sandblaster(Strategy):
 
     def _work(self, portions: Portions, worker: int, portion: int, now_s: float) -> Work:
         self._last_task += 1
-        task = Task(self._last_task, self._passes + 1, *portions.bounds(portion))
+        partition = self._partitions.of(worker)
+        task = Task(self._last_task, self._passes + 1, *portions.bounds(portion), partition)
         self._copies[task.id] = Copy(task, worker, portion, self._round)
         fetch = self._fetched[worker] != self._round
         self._fetched[worker] = self._round

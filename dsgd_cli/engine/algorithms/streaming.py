@@ -125,15 +125,19 @@ class Streaming(Strategy):
                 self._clocks.pause(event.worker)
 
     def work(self, members: Sequence[Member], reached: Reached) -> Iterator[Decision]:
-        """Tasks, first to those that have none, until all have two or nothing is free."""
+        """Tasks, first to those that have none, until all have two or nothing is free for them."""
         members = self._admit(members, reached)
         queue = self._queue
-        while hungry := [m for m in members if queue.held(m.worker) < TASKS_HELD]:
+        partition = queue.partitions.of
+        hungry = list(members)
+        while hungry := [m for m in hungry if queue.held(m.worker) < TASKS_HELD]:
             member = min(hungry, key=lambda m: (queue.held(m.worker), m.turn))
             task = queue.lease(member.worker, self._batches_left(reached))
-            if task is None:
-                break
-            yield Grant(member.worker, task)
+            if task is not None:
+                yield Grant(member.worker, task)
+                continue
+            dry = partition(member.worker)
+            hungry = [m for m in hungry if partition(m.worker) != dry]
         if self._clocks is not None:
             yield from self._tell(self._clocks, members)
 

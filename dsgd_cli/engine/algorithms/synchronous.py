@@ -18,7 +18,8 @@ more, which starts the sums anew, and a claimant who waits, or whoever is free, 
 batch that was not used goes back to the front of the queue, so that every example counts once in
 each epoch, whoever computes it. While fewer than N workers live, they compute more than one batch
 of a step, and the steps stay what they are. At the end of the examples a step is of as many batches
-as are left.
+as are left. Where hosts have different examples, a batch is computed by those who have its
+partition.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ from dsgd_cli.engine.events import (
     Work,
 )
 from dsgd_cli.engine.members import Member
+from dsgd_cli.engine.partitions import Partitions
 from dsgd_cli.engine.tasks import Remainder, Task, TaskQueue
 
-OWNER = 0  # of all leases: here a batch belongs to its step, not to a worker
 MEMORY = 0.2  # of how long a batch takes a worker: the weight of the newest
 
 
@@ -66,12 +67,15 @@ class Batch:
 
 @dataclass(slots=True)
 class Synchronous(Strategy):
-    """`needed`: the gradients of a step; `clip_norm`: of the update's gradient.
+    """`queue`: its workers are the partitions (`Partitions.owners`), for a batch belongs to its
+    step and not to who computes it; `needed`: the gradients of a step; `clip_norm`: of the
+    update's gradient.
 
     When TRAINING ends, what is being committed still is.
     """
 
     queue: TaskQueue
+    partitions: Partitions
     needed: int
     backups: int = 0
     clip_norm: float | None = None
@@ -92,7 +96,8 @@ class Synchronous(Strategy):
     _drop: list[Late] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.queue.join(OWNER)
+        for partition in range(len(self.partitions.sizes)):
+            self.queue.join(partition)
 
     @property
     def epochs(self) -> int:
@@ -182,8 +187,8 @@ class Synchronous(Strategy):
         for batch in self._parts():
             self._remove(batch)
             self._steps += 1
-            task = batch.task
-            self._complete += self.queue.report(OWNER, task.id, task.stop, _rows(batch), 0.0)
+            task, owner = batch.task, batch.task.partition
+            self._complete += self.queue.report(owner, task.id, task.stop, _rows(batch), 0.0)
         for task_id in tuple(self._waiting):
             if self._batches[task_id].step == self._step:
                 self._give_up(self._batches[task_id])
@@ -247,23 +252,24 @@ class Synchronous(Strategy):
     def _hand_out(
         self, members: Sequence[Member], reached: Reached
     ) -> Generator[Decision, None, bool]:
-        """Returns whether somebody is free for this step and nothing is left for him."""
+        """Returns whether the step will have no more batches than it has: nothing is left for
+        somebody who is free, or what there is has been measured."""
+        if self._measuring:
+            return True
         short = len(members) < self.needed
         for step in (self._step, self._step + 1):
             while not self._has_enough(step, short):
                 free = [m for m in members if self._is_free(m.worker, step, short)]
                 if not free:
                     break
-                member = min(free, key=lambda m: (len(self._of(m.worker)), m.turn))
                 if self._pending:  # they come first, so that the steps stay what they are
                     return False
+                free.sort(key=lambda m: (len(self._of(m.worker)), m.turn))
                 allowed = self._batches_allowed(reached)
-                task = self.queue.lease(OWNER, allowed)
-                if task is None and step == self._step:
-                    task = self._steal(allowed)
-                if task is None:
+                found = self._find([member.worker for member in free], step, allowed)
+                if found is None:
                     return step == self._step
-                yield self._work(task, member.worker, step, reached.now_s)
+                yield self._work(*found, step, reached.now_s)
             if len(self._of_step(step)) < self.needed:  # what is missing comes before the next
                 return False
         return False
@@ -282,15 +288,31 @@ class Synchronous(Strategy):
         needs = self._updates + step - self._step
         return Work(worker, task, self._round_of(batch), batch.part, needs)
 
-    def _steal(self, allowed: int) -> Task | None:
+    def _find(self, workers: Sequence[int], step: int, allowed: int) -> tuple[Task, int] | None:
+        """A batch of the first worker's partition, or else of the next one's, and whose it is."""
+        dry: set[int] = set()
+        for worker in workers:
+            partition = self.partitions.of(worker)
+            if partition in dry:
+                continue
+            task = self.queue.lease(partition, allowed)
+            if task is None and step == self._step:
+                task = self._steal(partition, allowed)
+            if task is not None:
+                return task, worker
+            dry.add(partition)
+        return None
+
+    def _steal(self, partition: int, allowed: int) -> Task | None:
         """Nothing is free: what a straggler still has of an earlier step, or somebody of the
         next."""
+        mine = [batch for batch in self._batches.values() if batch.task.partition == partition]
         for steps in (range(self._step), (self._step + 1,)):
-            others = [batch for batch in self._batches.values() if batch.step in steps]
+            others = [batch for batch in mine if batch.step in steps]
             for batch in others:
                 self._give_up(batch)
             if others:
-                return self.queue.lease(OWNER, max(allowed, 1))
+                return self.queue.lease(partition, max(allowed, 1))
         return None
 
     def _complete_parts(self, dry: bool) -> list[Batch]:
@@ -388,7 +410,7 @@ class Synchronous(Strategy):
         elif batch.part is not None:  # it may have begun the next step before we heard of it
             self._skipped += 1
             self._again = True
-        return self.queue.cancel(OWNER, batch.task.id)
+        return self.queue.cancel(batch.task.partition, batch.task.id)
 
     def _spoil_round(self) -> None:
         """A part is missing that may have reached some shards: once more, without it."""

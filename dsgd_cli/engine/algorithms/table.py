@@ -13,41 +13,44 @@ from dsgd_cli.engine.algorithms.stale_synchronous import Clocks
 from dsgd_cli.engine.algorithms.streaming import Streaming, WarmStart
 from dsgd_cli.engine.algorithms.synchronous import Synchronous
 from dsgd_cli.engine.events import Settings
+from dsgd_cli.engine.partitions import Partitions
 from dsgd_cli.engine.tasks import EPOCHS_AHEAD, TaskQueue
 
 NOISE = 8.0  # times the dtype's precision: what rounding does to a sum of losses
 
 
-def _queue(settings: Settings, examples: int, ahead: int = EPOCHS_AHEAD) -> TaskQueue:
+def _queue(settings: Settings, partitions: Partitions, ahead: int = EPOCHS_AHEAD) -> TaskQueue:
     assert settings.batch_size is not None
-    return TaskQueue(examples, settings.batch_size, settings.until.max_epochs, ahead)
+    return TaskQueue(partitions, settings.batch_size, settings.until.max_epochs, ahead)
 
 
-def _downpour(settings: Settings, examples: int) -> Strategy:
+def _downpour(settings: Settings, partitions: Partitions) -> Strategy:
     warm_start = settings.algorithm.get("warm_start")
     return Streaming(
-        _queue(settings, examples),
+        _queue(settings, partitions),
         warm_start=None if warm_start is None else WarmStart.of(warm_start),
     )
 
 
-def _stale_synchronous(settings: Settings, examples: int) -> Strategy:
-    return Streaming(_queue(settings, examples), Clocks(settings.algorithm["bound"]))
+def _stale_synchronous(settings: Settings, partitions: Partitions) -> Strategy:
+    return Streaming(_queue(settings, partitions), Clocks(settings.algorithm["bound"]))
 
 
-def _synchronous(settings: Settings, examples: int) -> Strategy:
+def _synchronous(settings: Settings, partitions: Partitions) -> Strategy:
     backups = settings.algorithm["backup_workers"]
     assert settings.batch_size is not None
-    two_steps = -(-2 * settings.workers * settings.batch_size // examples)  # in epochs: they are
-    return Synchronous(  # out at once, however few the examples
-        _queue(settings, examples, EPOCHS_AHEAD + two_steps),
+    # Two steps are out at once, however few the examples: that many epochs.
+    two_steps = -(-2 * settings.workers * settings.batch_size // min(partitions.sizes))
+    return Synchronous(
+        _queue(settings, partitions.owners(), EPOCHS_AHEAD + two_steps),
+        partitions,
         needed=settings.workers - backups,
         backups=backups,
         clip_norm=settings.optimizer.get("clip_norm"),
     )
 
 
-def _sandblaster(settings: Settings, examples: int) -> Strategy:
+def _sandblaster(settings: Settings, partitions: Partitions) -> Strategy:
     options = settings.algorithm
     how = search.Settings(
         method=options["method"],
@@ -56,10 +59,10 @@ def _sandblaster(settings: Settings, examples: int) -> Strategy:
         tolerance=options["tolerance"],
         noise=NOISE * float(np.finfo(settings.dtype).eps),
     )
-    return Sandblaster(how, examples, settings.workers, options["portions"])
+    return Sandblaster(how, partitions, settings.workers, options["portions"])
 
 
-STRATEGIES: dict[str, Callable[[Settings, int], Strategy]] = {
+STRATEGIES: dict[str, Callable[[Settings, Partitions], Strategy]] = {
     "downpour": _downpour,
     "synchronous": _synchronous,
     "stale_synchronous": _stale_synchronous,
@@ -67,6 +70,6 @@ STRATEGIES: dict[str, Callable[[Settings, int], Strategy]] = {
 }
 
 
-def make_strategy(settings: Settings, examples: int) -> Strategy:
+def make_strategy(settings: Settings, partitions: Partitions) -> Strategy:
     """The coordinator's half of the run's algorithm."""
-    return STRATEGIES[settings.algorithm["name"]](settings, examples)
+    return STRATEGIES[settings.algorithm["name"]](settings, partitions)

@@ -13,7 +13,7 @@ import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,13 +29,14 @@ from dsgd_cli.engine import optimizers, portions
 from dsgd_cli.engine.algorithms import search
 from dsgd_cli.engine.algorithms.sandblaster import Sandblaster
 from dsgd_cli.engine.layout import cut
+from dsgd_cli.engine.partitions import Partitions
 from dsgd_cli.engine.portions import Portions
 from dsgd_cli.engine.shard import Fenced, RoundOver, Shard
 from dsgd_cli.engine.sums import Sums
 from dsgd_cli.engine.training import Training
 from dsgd_cli.engine.vectors import Gradient, Op, Vectors, together
 from dsgd_cli.wire.channels.base import Channel, Exchange, Operation
-from tests.engine.schedules import Clockwork, assert_caught, checked
+from tests.engine.schedules import Clockwork, assert_caught, checked, some_places
 
 Vector = np.ndarray[Any, Any]
 
@@ -59,6 +60,12 @@ class Problem:
     @property
     def examples(self) -> int:
         return len(self.y)
+
+    def piece(self, number: int, count: int) -> Problem:
+        """What one of so many hosts has of the examples: the first has most."""
+        ends = [0, *(self.examples - 3 * (count - each) for each in range(1, count)), self.examples]
+        rows = slice(ends[number], ends[number + 1])
+        return replace(self, x=self.x[rows], y=self.y[rows])
 
     def gradients(
         self, params: dict[str, Vector], x: Vector, y: Vector, out: dict[str, Vector]
@@ -182,6 +189,7 @@ class Simulation(Clockwork):
         self.problem = problem_of(self.number)
         self.faults = rng.random() < 0.8
         self.workers_wanted = rng.randint(1, 5)
+        self.places = some_places(seed, self.workers_wanted)
         self.servers = rng.randint(1, 3)
         self.rows = rng.choice([1, 3, 100])
         self.share = rng.choice([1, 2, 4])
@@ -219,15 +227,18 @@ class Simulation(Clockwork):
                 algorithm=algorithm,
                 workers=self.workers_wanted,
                 dtype="float64",
+                places=self.places,
             )
         )
         self.layout = cut(TENSORS, "float64", self.servers, BLOCK_BYTES)
         self.shards: list[Shard] = []
         self.vectors: list[Vectors] = []
         self.train = {"algorithm": algorithm}
-        self.material: Any = SimpleNamespace(
-            model=self.problem, data=self.problem, batch_size=self.rows
-        )
+        pieces = 1 + max(self.places, default=0)
+        self.materials: list[Any] = [
+            SimpleNamespace(model=self.problem, data=piece, batch_size=self.rows)
+            for piece in (self.problem.piece(each, pieces) for each in range(pieces))
+        ]
         self.jobs: deque[e.Decision] = deque()
         self.workers: dict[int, Worker] = {}  # the sessions that the coordinator knows
         self.hung = 0  # for ever
@@ -288,6 +299,9 @@ class Simulation(Clockwork):
             self.after(self.delay() + self.random.choice([0.0, 0.3]), again)
             self.feed(e.WorkerLost(worker.number, worker.incarnation))
 
+    def partition(self, worker: Worker) -> int:
+        return self.places[worker.number] if self.places else 0
+
     def expel(self, expel: e.Expel) -> None:
         worker = self.workers.pop(expel.worker)
         worker.cut = True
@@ -340,6 +354,9 @@ class Simulation(Clockwork):
                 | e.Evaluate()
                 | e.Drain()
             ):
+                if isinstance(decision, e.Work):
+                    mine = self.partition(self.workers[decision.worker])
+                    assert decision.task.partition == mine, "it does not have these examples"
                 self.tell(decision)
             case _:
                 self.jobs.append(decision)
@@ -454,8 +471,9 @@ class Simulation(Clockwork):
         who = (worker.number, worker.incarnation)
         match decision:
             case e.Prepare():
-                n = self.problem.examples
-                self.send(worker, e.Prepared(*who, TENSORS, "float64", n, "d"))
+                partition = self.partition(worker)
+                n, data = self.materials[partition].data.examples, f"data {partition}"
+                self.send(worker, e.Prepared(*who, TENSORS, "float64", n, "d", data, n))
             case e.Initialise():
                 self.initialise()
                 self.send(worker, e.Initialised(*who))
@@ -484,7 +502,8 @@ class Simulation(Clockwork):
         wires: list[Channel] = [Wire(worker, i, shard) for i, shard in enumerate(self.shards)]
         parameters = Parameters(self.layout, wires)
         parameters.pull()
-        worker.computing = Computing(self.material, 0)
+        material = self.materials[self.partition(worker)]
+        worker.computing = Computing(material, 0)
 
         def say(task: int, done_upto: int, counts: Counts, streak: int, round_: int) -> None:
             about = {"nonfinite_streak": streak, "round": round_}
@@ -493,7 +512,7 @@ class Simulation(Clockwork):
             worker.computed += counts.examples
 
         worker.loop = Rounds(
-            self.train, self.material, parameters, worker.computing, say, lambda message: None, 1
+            self.train, material, parameters, worker.computing, say, lambda message: None, 1
         )
 
     def busy(self, worker: Worker, for_s: float, then: Callable[[], None]) -> None:
@@ -580,6 +599,7 @@ class Undisturbed(Simulation):
         super().__init__(0)
         self.number, self.problem, self.faults = number, problem_of(number), False
         self.workers_wanted = self.servers = self.share = 1
+        self.places = ()
         self.until, self.every = e.Until(max_time_s=1e9), e.Every(1e9, "s")
         self.random = random.Random(1)
         self.setup()
@@ -641,6 +661,7 @@ class Straggler(Simulation):
         y = x @ rng.standard_normal(SIZE) + rng.standard_normal(self.EXAMPLES)
         self.problem, self.faults = Problem("lbfgs", x, y, np.zeros(SIZE)), False
         self.workers_wanted, self.servers, self.rows, self.share = 4, 2, 100, 20
+        self.places = ()
         self.until, self.every = e.Until(), e.Every(1e9, "s")
         self.setup()
 
@@ -709,6 +730,10 @@ def count_the_loss_of_every_copy(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Portions, "done", mutant)
     patch.setattr(Sandblaster, "_cancel", lambda self, portion, workers: None)
+
+
+def mix_up_the_partitions(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Partitions, "of", lambda self, worker: 0)
 
 
 def let_the_dead_keep_their_portions(patch: pytest.MonkeyPatch) -> None:
@@ -796,6 +821,7 @@ def take_a_trial_too_far_for_the_end(patch: pytest.MonkeyPatch) -> None:
         sum_every_copy,
         add_old_rounds_to_new_ones,
         count_the_loss_of_every_copy,
+        mix_up_the_partitions,
         let_the_dead_keep_their_portions,
         let_the_dead_keep_their_copies,
         compute_with_the_parameters_of_the_last_pass,

@@ -13,6 +13,7 @@ from dsgd_cli.engine.algorithms.base import Reached
 from dsgd_cli.engine.algorithms.stale_synchronous import Clocks
 from dsgd_cli.engine.algorithms.streaming import TASKS_HELD, Streaming, WarmStart
 from dsgd_cli.engine.members import Member
+from dsgd_cli.engine.partitions import Partitions
 from dsgd_cli.engine.tasks import Task, TaskQueue
 from dsgd_cli.engine.training import Phase, Training
 
@@ -77,7 +78,7 @@ def cluster(
     clocks: Clocks | None = None,
     max_steps: int | None = None,
 ) -> Cluster:
-    queue = TaskQueue(examples, BATCH)
+    queue = TaskQueue(Partitions.whole(examples), BATCH)
     return Cluster(Streaming(queue, clocks, warm_start), max_steps=max_steps)
 
 

@@ -12,7 +12,7 @@ import inspect
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +25,11 @@ from dsgd_cli.engine.algorithms import synchronous
 from dsgd_cli.engine.algorithms.base import Left, Reached
 from dsgd_cli.engine.algorithms.synchronous import Batch, Synchronous
 from dsgd_cli.engine.optimizers import Optimizer
+from dsgd_cli.engine.partitions import Partitions
 from dsgd_cli.engine.shard import Fenced, RoundOver, Shard
 from dsgd_cli.engine.tasks import EPOCHS_AHEAD, Task
 from dsgd_cli.engine.training import Phase, Training
-from tests.engine.schedules import Clockwork, assert_caught, checked
+from tests.engine.schedules import Clockwork, assert_caught, checked, some_places
 
 Vector = np.ndarray[Any, Any]
 
@@ -94,7 +95,12 @@ class Simulation(Clockwork):
         self.backups = rng.choice([0, 0, 1, 2])
         self.needed = rng.choice([1, 2, 2, 3, 4])
         self.n = rng.choice([3, 16, 22, 30])
-        self.per_epoch = -(-self.n // ROWS)
+        workers = self.needed + self.backups
+        self.places = some_places(seed, workers)
+        others = max(self.places, default=0)
+        self.sizes = [self.n, *(self.n // 3 for _ in range(others))]
+        self.first = [sum(-(-size // ROWS) for size in self.sizes[:each]) for each in range(4)]
+        self.per_epoch = sum(-(-size // ROWS) for size in self.sizes)
         self.clip = rng.choice([None, None, 0.6, 1e6])
         poison = rng.choice([0.0, 0.0, 0.1, 0.3])
         self.poisoned = {batch for batch in range(BATCHES) if rng.random() < poison}
@@ -115,7 +121,8 @@ class Simulation(Clockwork):
                 every=rng.choice([e.Every(), e.Every(3, "step"), e.Every(0.3, "s")]),
                 algorithm={"name": "synchronous", "backup_workers": self.backups},
                 optimizer={"clip_norm": self.clip},
-                workers=self.needed + self.backups,
+                workers=workers,
+                places=self.places,
             )
         )
         self.blocks = rng.choice([1, 2])
@@ -190,8 +197,9 @@ class Simulation(Clockwork):
         if worker.cut or self.now > LAST_FAULT_S or self.finish is not None:
             return
         worker.dead = self.random.random() < 0.6
-        alone = len(self.workers) == 1
         self.cut(worker)
+        partition = self.partition(worker.number)
+        alone = partition not in map(self.partition, self.workers)
         if self.random.random() < 0.2:  # the new session is there before the loss is noticed
             self.join(worker.number)
             return
@@ -244,6 +252,8 @@ class Simulation(Clockwork):
                 self.tell(number, lambda w: self.send(w, e.Initialised(w.number, w.incarnation)))
             case e.Work():
                 assert self.machine.phase is Phase.TRAINING
+                mine = self.partition(decision.worker)
+                assert decision.task.partition == mine, "it does not have these examples"
                 self.tell(decision.worker, lambda w: self.take_work(w, decision))
             case e.Accept():
                 self.accepted[decision.round].add(decision.part)
@@ -283,8 +293,13 @@ class Simulation(Clockwork):
             case e.Finish():
                 self.finish = decision
 
+    def partition(self, worker: int) -> int:
+        return self.places[worker] if self.places else 0
+
     def prepared(self, worker: Worker) -> e.Event:
-        return e.Prepared(worker.number, worker.incarnation, TENSORS, "float32", self.n, "d")
+        partition = self.partition(worker.number)
+        size, who = self.sizes[partition], (worker.number, worker.incarnation)
+        return e.Prepared(*who, TENSORS, "float32", size, "d", f"data {partition}", size)
 
     def expel(self, expel: e.Expel) -> None:
         worker = self.workers[expel.worker]
@@ -364,7 +379,9 @@ class Simulation(Clockwork):
         assert math.isclose(clipped, bound), f"weights sum to {clipped}, not to {bound}"
 
     def rows(self, batch: int) -> int:
-        return min(ROWS, self.n - batch % self.per_epoch * ROWS)
+        place = batch % self.per_epoch
+        partition = max(each for each in range(len(self.sizes)) if self.first[each] <= place)
+        return min(ROWS, self.sizes[partition] - (place - self.first[partition]) * ROWS)
 
     # ── a worker ───────────────────────────────────────────────────────────────────────────────
 
@@ -442,7 +459,7 @@ class Simulation(Clockwork):
 
     def batch(self, task: Task) -> int:
         assert task.start % ROWS == 0
-        return (task.epoch - 1) * self.per_epoch + task.start // ROWS
+        return (task.epoch - 1) * self.per_epoch + self.first[task.partition] + task.start // ROWS
 
     def contribute(self, worker: Worker, job: Job) -> None:
         """To every block of every shard, one after the other in each; nothing else meanwhile."""
@@ -520,13 +537,13 @@ class Simulation(Clockwork):
     def check_end(self, finish: e.Finish) -> None:
         made = [set(update.weights) for update in self.made]
         limit = finish.reason.partition(" ")[0]
-        if self.backups == 0:
+        if self.backups == 0 and not self.places:
             expected = self.steps_in_order()
             assert made == expected[: len(made)], f"{made} are not the steps {expected}"
             assert len(made) == len(expected) or limit not in ("max_epochs", "max_steps"), limit
         if not self.poisoned:
-            for step in made[:-1]:
-                assert len(step) == self.needed, "a step of too few gradients"
+            for step in made[:-1]:  # a partition may be at its end before the others
+                assert len(step) == self.needed or self.places, "a step of too few gradients"
             assert finish.steps == sum(map(len, made)), "steps are not the gradients in updates"
         if limit == "max_epochs" and self.until.max_epochs is not None:
             assert finish.epochs == self.until.max_epochs
@@ -703,6 +720,23 @@ def overrun_max_steps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Synchronous, "_batches_allowed", mutant)
 
 
+def add_to_a_step_that_is_being_measured(patch: pytest.MonkeyPatch) -> None:
+    """When one partition had nothing left for it, and somebody of another has come back."""
+    hand_out = Synchronous._hand_out
+
+    def mutant(self: Synchronous, *about: Any) -> Generator[e.Decision, None, bool]:
+        measuring, self._measuring = self._measuring, False
+        dry = yield from hand_out(self, *about)
+        self._measuring = self._measuring or measuring
+        return dry
+
+    patch.setattr(Synchronous, "_hand_out", mutant)
+
+
+def mix_up_the_partitions(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Partitions, "of", lambda self, worker: 0)
+
+
 def make_a_short_step_of_few_examples(patch: pytest.MonkeyPatch) -> None:
     begin = Synchronous.__post_init__
 
@@ -755,6 +789,8 @@ def add_to_the_sums_of_the_last_round(patch: pytest.MonkeyPatch) -> None:
         clip_each_update,
         count_what_is_reported,
         overrun_max_steps,
+        add_to_a_step_that_is_being_measured,
+        mix_up_the_partitions,
         make_a_short_step_of_few_examples,
         believe_the_newest_streak,
         add_to_the_sums_of_the_last_round,

@@ -10,6 +10,7 @@ from dsgd_cli.engine.algorithms.base import Reached
 from dsgd_cli.engine.algorithms.synchronous import Synchronous
 from dsgd_cli.engine.events import Commit, Committed, Report, Work
 from dsgd_cli.engine.members import Member
+from dsgd_cli.engine.partitions import Partitions
 from dsgd_cli.engine.tasks import TaskQueue
 
 BATCH = 10
@@ -20,7 +21,8 @@ class Steps:
     """A strategy, its workers, and how far the run is."""
 
     def __init__(self, workers: int, max_steps: int | None = None) -> None:
-        self.strategy = Synchronous(TaskQueue(100 * BATCH, BATCH), needed=workers)
+        whole = Partitions.whole(100 * BATCH)
+        self.strategy = Synchronous(TaskQueue(whole.owners(), BATCH), whole, needed=workers)
         self.members = [Member(worker, 1) for worker in range(workers)]
         self.max_steps = max_steps
         self.steps = 0
