@@ -16,6 +16,9 @@ from dsgd_cli.engine import convergence
 from dsgd_cli.engine.events import Failure, Outcome, Prepared, Until
 from dsgd_cli.engine.plateau import metric_of
 
+OWN = "; if each host has examples of its own, say so: `per_host: true`"
+FORM = "; the examples of each host (`per_host`) must have the same form, and all classes"
+
 
 class Why(Enum):
     """What is ending the run; a later one in this list overrules an earlier one."""
@@ -75,15 +78,16 @@ def difference(first: Prepared, other: Prepared, same_data: bool = True) -> str 
         "tensors": (_shapes(other), _shapes(first)),
         "model, or the names of the classes (digest)": (other.digest, first.digest),
     }
-    if same_data:
+    also = "" if same_data else FORM
+    if same_data and (other.examples, other.data_digest) != (first.examples, first.data_digest):
         pairs = {
             "training examples": (str(other.examples), str(first.examples)),
-            **pairs,
             "contents of the data (digest)": (other.data_digest, first.data_digest),
         }
+        also = OWN
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:
-            return f"{names[0]} and {names[1]} differ in their {what}: {theirs} and {ours}"
+            return f"{names[0]} and {names[1]} differ in their {what}: {theirs} and {ours}{also}"
     return None
 
 

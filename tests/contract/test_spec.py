@@ -116,6 +116,23 @@ def test_data(data: Any, kind: str, path: str, on_host: bool) -> None:
     assert (ref.kind, ref.path, ref.on_host) == (kind, path, on_host)
 
 
+@pytest.mark.parametrize(
+    ("data", "kind", "where"),
+    [
+        ({"npz": "host:/srv/a", "per_host": True}, "npz", "/srv/a"),
+        ({"csv": "host:/srv/a", "label": "y", "per_host": True}, "csv", "/srv/a"),
+        ({"load": "my/data.py", "per_host": True}, "file", "my/data.py"),
+        ({"load": "host:/srv/data.py", "per_host": True}, "file", "/srv/data.py"),
+        ({"load": "lab.data", "per_host": True}, "module", "lab.data"),
+    ],
+)
+def test_data_of_each_host(data: dict[str, Any], kind: str, where: str) -> None:
+    ref = train(data=data).data
+    assert (ref.kind, ref.path or ref.name, ref.per_host) == (kind, where, True)
+    alike = train(data={key: data[key] for key in data if key != "per_host"}).data
+    assert alike == ref.model_copy(update={"per_host": False})
+
+
 def test_options_are_complete() -> None:
     assert train(model={"mlp": {"hidden": [3, 4]}}).model.options == {"hidden": [3, 4], "l2": 0.0}
     assert train(data={"csv": "a.csv", "label": 0}).data.options["label"] == 0
@@ -269,6 +286,31 @@ def test_the_dump_is_valid_input_again(fields: dict[str, Any]) -> None:
             "'a/b.txt' is not a model – its name must end with .py",
         ),
         ({"train": {"data": "host:a.py"}}, "'host:a.py' is not absolute – write host:/path"),
+        (
+            {"train": {"data": {"npz": "host:a"}}},
+            "'host:a' is not absolute – write host:/path",
+        ),
+        (
+            {"train": {"data": {"npz": "a.npz", "per_host": True}}},
+            "a path on this machine is the same for every host – write host:/path, or remove"
+            " `per_host`",
+        ),
+        (
+            {"train": {"data": {"digits": {}, "per_host": True}}},
+            "what is built in is the same on every host – remove `per_host`",
+        ),
+        (
+            {"train": {"data": {"npz": "host:/a", "per_host": "yes"}}},
+            "expected true or false, found 'yes' – write true",
+        ),
+        (
+            {"train": {"data": {"load": "digits", "per_host": True}}},
+            "'digits' is not a file or a module – write path/to/data.py",
+        ),
+        (
+            {"train": {"data": {"load": "a.py", "per_hots": True}}},
+            "unknown key 'per_hots' – did you mean 'per_host'?",
+        ),
         ({"channel": "tpc"}, "unknown channel 'tpc' – did you mean 'tcp'?"),
         (
             {"channel": {"tcp": {"encrypt": "no"}}},

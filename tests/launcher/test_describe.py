@@ -101,6 +101,8 @@ VALID: list[dict[str, Any]] = [
     {"train": {"data": "a.libsvm"}},
     {"train": {"data": {"images": "photos", "size": [32, 48], "grey": True}}},
     {"train": {"data": {"idx": "host:/srv/mnist"}}},
+    {"train": {"data": {"idx": "host:/srv/mnist", "per_host": True}}},
+    {"train": {"data": {"load": "data.py", "per_host": True}}},
     {"train": {"optimizer": {"adam": {"beta1": 0.5}}, "algorithm": "downpour"}},
     {"train": {"algorithm": {"downpour": {"push_every": 2}}, "evaluate": {"every": "2 epochs"}}},
     {"train": {"until": {"accuracy": 0.9, "max_time": "10m", "max_steps": 5}}},
@@ -137,6 +139,8 @@ def test_what_the_models_take_the_schema_takes(fields: dict[str, Any]) -> None:
         {"train": {"optimizer": {"adagrad": {"learning_rate": -1}}}},
         {"train": {"data": {"csv": "x", "lable": "y"}}},
         {"train": {"data": {"images": "x", "size": [0, 5]}}},
+        {"train": {"data": {"load": "data"}}},
+        {"train": {"data": {"npz": "x", "per_host": 1}}},
         {"train": {"until": {"accuracy": 97}}},
     ],
 )
@@ -189,6 +193,12 @@ def test_the_resolved_file_gives_the_same_specification(tmp_path: Path) -> None:
     assert made.train.model.path == str(tmp_path / "m.py")
     again.write_text(resolved_yaml(made))
     assert load(again).spec == made
+    for data in ("{load: m.py, per_host: true}", "{csv: 'host:/a', per_host: true}"):
+        file.write_text(f"train: {{data: {data}}}\n")
+        made = load(file).spec
+        assert made.train.data.per_host
+        again.write_text(resolved_yaml(made))
+        assert load(again).spec == made
     sandblaster = local_spec("1x1", "mlp", "digits", ["train.algorithm=sandblaster"]).spec
     for spec in (local_spec("2x3").spec, local_spec("1x1", "softmax").spec, sandblaster):
         again.write_text(resolved_yaml(spec))

@@ -299,6 +299,10 @@ def test_refused_with_place(
             "downpour, optimizer: {sgd: {warm_up: 10s}}",
             "2:57  a learning rate knows no clock – write 5 epochs or 500 steps",
         ),
+        (
+            "{downpour: {warm_start: {}}}, data: {npz: 'host:/a', per_host: true}",
+            "2:44  one worker begins alone, but it has the examples of its own host only",
+        ),
     ],
 )
 def test_what_an_algorithm_cannot_do(algorithm: str, said: str) -> None:

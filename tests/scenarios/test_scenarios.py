@@ -6,18 +6,18 @@ changed them. Commands (a worker is a number; `@2` is its incarnation, otherwise
 
     run KEY=VALUE…              until: accuracy loss max_epochs max_steps max_time plateau=PATIENCE;
         batch, every, examples, workers, clip_norm, decay=FACTOR:PATIENCE (of a plateau);
-        algorithm, and whatever its options are
+        algorithm, and whatever its options are; places=0,0,1: the partition of each worker
     at SECONDS                  what follows happens at that time
     up 0 1 …                    join, prepare, configure, initialise: decisions are left out
     begin 0 1 …                 the same, but what the last of them leads to is shown
     joined|lost|moved|initialised|drained WORKER[@INCARNATION]
-    prepared WORKER [examples=…] [digest=…] [W=4x2]
+    prepared WORKER [examples=…] [held_out=…] [digest=…] [data=DIGEST] [W=4x2]
     report WORKER TASK [upto=…] [steps=…] [examples=…] [each=SECONDS] [loss=…]
         [nonfinite=STREAK:TENSOR]   without `upto`: all of the task
         [round=…]                   of a `work`; without it: not finite
     claimed WORKER TASK | ticked WORKER CLOCK
     committed ROUND | measured ROUND SQUARES | operated NUMBER VALUES…
-    evaluated WORKER ID accuracy=… loss=…
+    evaluated WORKER ID accuracy=… loss=… [kept=PATH]
     fenced WORKER INCARNATION
     configured | frozen | thawed | exported | tick | stop WHY… | failed WORKER ERROR… | broken WHY…
 """
@@ -96,6 +96,7 @@ class Script:
             algorithm=algorithm(options),
             optimizer=optimizer(options),
             workers=int(options.get("workers", 1)),
+            places=tuple(map(int, filter(None, options.get("places", "").split(",")))),
         )
         self.machine = Training(settings)
 
@@ -164,8 +165,11 @@ def prepared(script: Script, words: list[str]) -> e.Event:
     given = options(words[1:])
     shape = tuple(int(side) for side in given.get("W", "4x2").split("x"))
     examples = int(given.get("examples", script.examples))
-    digest = given.get("digest", "d1")
-    return e.Prepared(*script.who(words[0]), (("W", shape),), "float32", examples, digest)
+    digests = given.get("digest", "d1"), given.get("data", "x1")
+    held_out = int(given.get("held_out", 1))
+    return e.Prepared(
+        *script.who(words[0]), (("W", shape),), "float32", examples, *digests, held_out
+    )
 
 
 def report(script: Script, words: list[str]) -> e.Event:
@@ -192,8 +196,10 @@ def report(script: Script, words: list[str]) -> e.Event:
 
 
 def evaluated(script: Script, words: list[str]) -> e.Event:
-    metrics = {name: float(value) for name, value in options(words[2:]).items()}
-    return e.Evaluated(*script.who(words[0]), int(words[1]), metrics)
+    given = options(words[2:])
+    kept = e.Kept(given.pop("kept"), 8, "0" * 64) if "kept" in given else None
+    metrics = {name: float(value) for name, value in given.items()}
+    return e.Evaluated(*script.who(words[0]), int(words[1]), metrics, kept)
 
 
 def failed(script: Script, words: list[str]) -> e.Event:
@@ -259,8 +265,9 @@ def render(decision: e.Decision) -> Iterator[str]:
             yield from (f"  {operation(op)}" for op in ops)
         case e.SetRate(factor):
             yield f"set rate {factor:g}"
-        case e.Evaluate(worker, evaluation, frozen):
-            yield f"evaluate worker/{worker} #{evaluation}" + (" frozen" if frozen else "")
+        case e.Evaluate(worker, evaluation, frozen, _, keep, kept):
+            also = " frozen" * frozen + ("" if keep else " without keeping")
+            yield f"evaluate worker/{worker} #{evaluation}{also}" + f" beside #{kept}" * (kept > 0)
         case e.Expel(worker, incarnation, why):
             yield f"expel worker/{worker}@{incarnation}: {why}"
         case e.Fence(worker, incarnation):

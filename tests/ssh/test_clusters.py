@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -13,6 +14,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from dsgd_cli.learning.adapters import load_model
+from dsgd_cli.learning.datasets import Dataset, digits
+from dsgd_cli.learning.evaluate import evaluate
 from tests.end_to_end.conftest import REPOSITORY, User, wait_until
 from tests.launcher.test_environment import make_wheel
 from tests.ssh.hosts import Hosts, assert_nothing_left, require
@@ -29,6 +33,7 @@ train:
   until: {accuracy: 0.97, max_epochs: 100}
 """
 NEVER = "accuracy: 1.0, loss: 0.0, max_time: 5m"
+PART = "/root/part.npz"
 ENDLESS = CLUSTER.replace("accuracy: 0.97, max_epochs: 100", NEVER)
 
 
@@ -346,3 +351,70 @@ def test_no_secret_is_on_a_command_line_or_in_an_environment(user: User, hosts: 
                 assert b"BEGIN CERTIFICATE" not in text
     assert seen >= 7
     assert user.dsgd("down").code == 0
+
+
+@pytest.fixture
+def parts(hosts: Hosts) -> Iterator[list[Dataset]]:
+    """The digits, two thirds of them on one host and the others on the other, in the same place."""
+    data, made = digits(), []
+    for host, here, held_out in (
+        (hosts[0], slice(950), slice(240)),
+        (hosts[1], slice(950, None), slice(240, None)),
+    ):
+        x, x_test = np.asarray(data.x[here]), np.asarray(data.x_test[held_out])
+        part = Dataset("part", x, data.y[here], x_test, data.y_test[held_out])
+        arrays = {name: getattr(part, name) for name in ("x", "y", "x_test", "y_test")}
+        np.savez(host.root / PART.lstrip("/"), **arrays)
+        made.append(part)
+    yield made
+    for host in hosts:
+        (host.root / PART.lstrip("/")).unlink()
+
+
+@pytest.mark.parametrize("algorithm", ["downpour", "synchronous", "sandblaster"])
+def test_each_host_has_examples_of_its_own(
+    user: User, hosts: Hosts, parts: list[Dataset], algorithm: str
+) -> None:
+    data = f"train:\n  data: {{npz: 'host:{PART}', per_host: true}}\n  algorithm: {algorithm}"
+    write(user, hosts, CLUSTER.replace("train:", data))
+    run = user.dsgd("train", "--json", timeout_s=120)
+    assert run.code == 0, run.err
+    assert run.summary["outcome"] == "converged"
+    folder = user.folder / run.summary["run_dir"]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    n = sum(part.examples for part in parts)
+    assert epochs
+    assert {(line["examples"], line["distinct"], line["n"]) for line in epochs} == {(n, n, n)}
+    frozen = [record for record in records if record.get("frozen")][-1]
+    assert {worker // 2 for worker in frozen["worker"]} == {0, 1}  # one of each host
+    # What is said of the model is true of all held-out examples together.
+    model = load_model("builtin", "mlp", {"hidden": [128]})
+    params = load_file(folder / "model.safetensors")
+    x, y = (np.concatenate([getattr(p, name) for p in parts]) for name in ("x_test", "y_test"))
+    expected = evaluate(model, params, x, y)
+    assert run.summary["value"] == pytest.approx(expected["accuracy"], abs=1e-6)
+    assert run.summary["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_hosts_whose_examples_do_not_fit_together(
+    user: User, hosts: Hosts, parts: list[Dataset]
+) -> None:
+    """One host has no nines: its network would have nine outputs."""
+    last = parts[1]
+    few, held_out = last.y != 9, last.y_test != 9
+    arrays = {"x": last.x[few], "y": last.y[few]}
+    arrays |= {"x_test": last.x_test[held_out], "y_test": last.y_test[held_out]}
+    np.savez(hosts[1].root / PART.lstrip("/"), **arrays)
+    data = f"train:\n  data: {{npz: 'host:{PART}', per_host: true}}"
+    write(user, hosts, CLUSTER.replace("train:", data))
+    run = user.dsgd("train")
+    assert run.code == 6, run.err
+    assert "differ in their tensors" in run.err
+    assert "the examples of each host (`per_host`) must have the same form" in run.err
+    alike = user.folder / "cluster.yaml"
+    alike.write_text(alike.read_text().replace(", per_host: true", ""))
+    run = user.dsgd("train")
+    assert run.code == 6, run.err
+    assert "differ in their training examples" in run.err
+    assert "per_host" in run.err
