@@ -36,7 +36,6 @@ class Counts:
     loss_count: int = 0
     staleness: dict[int, int] = field(default_factory=dict)
     dropped: int = 0
-    bytes_moved: int = 0
     pull_s: float = 0.0
     compute_s: float = 0.0
     push_s: float = 0.0

@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import sub
+from operator import gt, sub
 from typing import Any
 
 import numpy as np
@@ -89,13 +89,51 @@ class Landed:
     dropped: bool = False
 
 
+class Moved:
+    """The bytes of values that each shard got and gave, in answered exchanges, since the last look.
+
+    What is refused, or sent once more after a connection broke, is not in them.
+    """
+
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        self._shapes = shapes
+        self._vectors = 0  # whole ones: what nearly every exchange moves
+        self._picked = [0] * len(shapes)  # bytes of pulls of what was new
+
+    def add(self, exchanges: Sequence[Exchange]) -> None:
+        """Of one operation, one for each shard."""
+        operation = exchanges[0].operation
+        if not exchanges[0].since:
+            self._vectors += operation.sends + operation.fetches
+            return
+        for shard, (exchange, shape) in enumerate(zip(exchanges, self._shapes, strict=True)):
+            self._picked[shard] += newer_bytes(exchange, shape)
+
+    def take(self) -> list[int]:
+        """By shard; counts from 0 again."""
+        moved = [
+            self._vectors * shape.size_bytes + picked
+            for shape, picked in zip(self._shapes, self._picked, strict=True)
+        ]
+        self._vectors, self._picked = 0, [0] * len(self._shapes)
+        return moved
+
+
+def newer_bytes(exchange: Exchange, shape: Shape) -> int:
+    """What a pull of the blocks newer than `since` has brought."""
+    newer: list[bool] = list(map(gt, exchange.versions, exchange.since))
+    missing = shape.blocks * shape.block_bytes - shape.size_bytes  # of the last block
+    return sum(newer) * shape.block_bytes - newer[-1] * missing
+
+
 class Parameters:
     """From the first parameters of a run to its end; for one thread, but for `close`."""
 
     def __init__(self, layout: Layout, channels: Sequence[Channel]) -> None:
         self.layout = layout
-        self.nbytes = layout.size * np.dtype(layout.dtype).itemsize
-        first, second = share(channels, self.nbytes) or (None, None)
+        self.moved = Moved(shapes(layout))
+        nbytes = layout.size * np.dtype(layout.dtype).itemsize
+        first, second = share(channels, nbytes) or (None, None)
         self.gradient = Buffer(layout, first)  # to be filled next
         self._sent = Buffer(layout, second)
         self.shown = Copy(layout)
@@ -124,8 +162,7 @@ class Parameters:
     def write(self, params: dict[str, Vector]) -> None:
         """Sets the shards' first values."""
         flatten(self.layout, params, self.gradient.flat)
-        self._carrier.begin([Exchange(Operation.WRITE, data=part) for part in self.gradient.parts])
-        self._carrier.settle()
+        self._run([Exchange(Operation.WRITE, data=part) for part in self.gradient.parts])
 
     def based(self) -> None:
         """The gradient to be sent next is, or begins with, one of what is shown now."""
@@ -170,6 +207,7 @@ class Parameters:
         flight, self._flight = self._flight, None
         assert flight is not None
         self._carrier.settle()
+        self.moved.add(flight.exchanges)
         versions = [exchange.versions for exchange in flight.exchanges]
         late = [bool(shard[0] & DROPPED) for shard in versions]  # all blocks of a shard are alike
         if any(late):
@@ -205,8 +243,7 @@ class Parameters:
             Exchange(Operation.PULL, into=part, since=() if known is None else known[shard])
             for shard, part in enumerate(spare.parts)
         ]
-        self._carrier.begin(exchanges)
-        self._carrier.settle()
+        self._run(exchanges)
         spare.versions, spare.own = [e.versions for e in exchanges], False
         if any(min(shard) < version for shard in spare.versions):
             return False
@@ -216,10 +253,9 @@ class Parameters:
     def contribute(self, gradient: Buffer, round_: int, part: int) -> None:
         """Adds a gradient to a round's sum in all shards. Raises Refused."""
         assert self._flight is None
-        self._carrier.begin(
+        self._run(
             [Exchange(Operation.CONTRIBUTE, round_, data, tag=part) for data in gradient.parts]
         )
-        self._carrier.settle()
 
     def pull(self) -> None:
         """Fetches, and waits for it."""
@@ -231,9 +267,14 @@ class Parameters:
         assert self._flight is None
         spare = self._spare
         spare.versions = []  # till they are known: the next fetch brings all
-        self._carrier.begin([Exchange(Operation.PULL, into=part) for part in spare.parts])
-        self._carrier.settle()
+        self._run([Exchange(Operation.PULL, into=part) for part in spare.parts])
         return spare
+
+    def _run(self, exchanges: list[Exchange]) -> None:
+        """From the beginning to the end."""
+        self._carrier.begin(exchanges)
+        self._carrier.settle()
+        self.moved.add(exchanges)
 
     def close(self) -> None:
         """Breaks off what is under way; from any thread."""

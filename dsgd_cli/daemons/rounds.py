@@ -145,7 +145,6 @@ class Rounds:
             self._forget_contributed()
         self._pause_s = PAUSE_S[0]
         job.counts.spent(Operation.PULL, perf_counter() - began_s)
-        job.counts.bytes_moved += self._shards.nbytes
         return True
 
     def _forget_contributed(self) -> None:
@@ -229,7 +228,6 @@ class Rounds:
                     raise
                 return
             job.counts.spent(Operation.CONTRIBUTE, perf_counter() - began_s)
-            job.counts.bytes_moved += self._shards.nbytes
         job.contributed = True
         counts, job.counts = job.counts, Counts()
         self._say(job.task.id, job.task.stop, counts, job.streak, round_)

@@ -421,7 +421,7 @@ def event_of(worker: int, incarnation: int, kind: str, body: Any) -> ev.Event:
         staleness=dict(body.staleness),
         dropped=body.dropped,
         round=body.round,
-        bytes_moved=body.bytes_moved,
+        shard_bytes=tuple(body.shard_bytes),
         pull_s=body.pull_s,
         compute_s=body.compute_s,
         push_s=body.push_s,

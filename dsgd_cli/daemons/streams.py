@@ -243,9 +243,7 @@ class Stream:
                 self._gate.fetch_begins()
         self._shards.begin(operation)
         self._flight = self._tally
-        counts = self._tally.counts
-        counts.bytes_moved += self._shards.nbytes * (operation.sends + operation.fetches)
-        counts.spent(operation, perf_counter() - began_s)
+        self._tally.counts.spent(operation, perf_counter() - began_s)
         if not self._manner.overlap:
             self._settle()
 

@@ -164,6 +164,7 @@ class Trainer:
     def _report(
         self, task: int, done_upto: int, counts: Counts, streak: int, round_: int = 0
     ) -> None:
+        assert self._parameters is not None
         report = pb.Report(
             epoch=self.epoch,
             task=task,
@@ -171,6 +172,7 @@ class Trainer:
             round=round_,
             nonfinite_streak=streak,
             nonfinite_where=self._computing.where,
+            shard_bytes=self._parameters.moved.take(),
             **asdict(counts),
         )
         self._send(pb.FromWorker(report=report))

@@ -154,7 +154,7 @@ class Report:
     loss_count: int = 0  # mean training loss = loss_sum / loss_count
     staleness: Mapping[int, int] = field(default_factory=dict)  # updates by others -> pushes
     dropped: int = 0  # pushes that came too late, and are in no parameters
-    bytes_moved: int = 0
+    shard_bytes: tuple[int, ...] = ()  # moved to and from each shard
     pull_s: float = 0.0
     compute_s: float = 0.0
     push_s: float = 0.0
@@ -508,8 +508,8 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A line for the terminal: step, epoch, examples, examples_per_s, loss, metric, value,
-    elapsed_s, limits, workers."""
+    """A line for the terminal: step, epoch, examples, examples_per_s, shard_bytes, loss, metric,
+    value, elapsed_s, limits, workers."""
 
     fields: dict[str, Any]
 

@@ -11,6 +11,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from dsgd_cli.engine.events import Report
@@ -32,7 +33,7 @@ class _Sums:
     loss_count: int = 0
     staleness: Counter[int] = field(default_factory=Counter)
     dropped: int = 0
-    bytes_moved: int = 0
+    shard_bytes: list[int] = field(default_factory=list)
     pull_s: float = 0.0
     compute_s: float = 0.0
     push_s: float = 0.0
@@ -45,7 +46,7 @@ class _Sums:
         self.loss_count += report.loss_count
         self.staleness.update(report.staleness)
         self.dropped += report.dropped
-        self.bytes_moved += report.bytes_moved
+        self.shard_bytes = added(self.shard_bytes, report.shard_bytes)
         self.pull_s += report.pull_s
         self.compute_s += report.compute_s
         self.push_s += report.push_s
@@ -59,6 +60,7 @@ class Ledger:
     examples: int = 0
     staleness: Counter[int] = field(default_factory=Counter)
     dropped: int = 0
+    shard_bytes: list[int] = field(default_factory=list)
     _started_s: float | None = None
     _open: dict[int, _Sums] = field(default_factory=dict)
     _epoch_end_s: float = 0.0
@@ -87,6 +89,7 @@ class Ledger:
         self.examples += report.examples
         self.staleness.update(report.staleness)
         self.dropped += report.dropped
+        self.shard_bytes = added(self.shard_bytes, report.shard_bytes)
         self._loss_sum += report.loss_sum
         self._loss_count += report.loss_count
         sums = self._open.setdefault(report.worker, _Sums(since_s=now_s))
@@ -147,6 +150,7 @@ class Ledger:
             "step": self.steps,
             "examples": self.examples,
             "examples_per_s": round((self.examples - since) / span, 3) if span > 0 else 0.0,
+            "shard_bytes": self.shard_bytes,
             "loss": self._loss,
             "elapsed_s": round(elapsed, 6),
         }
@@ -166,11 +170,17 @@ class Ledger:
             "staleness": mean(sums.staleness),
             "staleness_max": max(sums.staleness, default=0),
             "dropped": sums.dropped,
-            "bytes": sums.bytes_moved,
+            "bytes": sum(sums.shard_bytes),
+            "shard_bytes": sums.shard_bytes,
             "pull_s": round(sums.pull_s, 6),
             "compute_s": round(sums.compute_s, 6),
             "push_s": round(sums.push_s, 6),
         }
+
+
+def added(some: Sequence[int], more: Sequence[int]) -> list[int]:
+    """Shard by shard; who has nothing to report may know of no shards."""
+    return [one + other for one, other in zip_longest(some, more, fillvalue=0)]
 
 
 def mean(histogram: Mapping[int, int]) -> float | None:

@@ -374,7 +374,7 @@ class Kept(_message.Message):
     def __init__(self, path: _Optional[str] = ..., bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("epoch", "task", "done_upto", "steps", "examples", "loss_sum", "loss_count", "staleness", "dropped", "round", "bytes_moved", "pull_s", "compute_s", "push_s", "nonfinite_streak", "nonfinite_where")
+    __slots__ = ("epoch", "task", "done_upto", "steps", "examples", "loss_sum", "loss_count", "staleness", "dropped", "round", "shard_bytes", "pull_s", "compute_s", "push_s", "nonfinite_streak", "nonfinite_where")
     class StalenessEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -392,7 +392,7 @@ class Report(_message.Message):
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
-    BYTES_MOVED_FIELD_NUMBER: _ClassVar[int]
+    SHARD_BYTES_FIELD_NUMBER: _ClassVar[int]
     PULL_S_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
     PUSH_S_FIELD_NUMBER: _ClassVar[int]
@@ -408,13 +408,13 @@ class Report(_message.Message):
     staleness: _containers.ScalarMap[int, int]
     dropped: int
     round: int
-    bytes_moved: int
+    shard_bytes: _containers.RepeatedScalarFieldContainer[int]
     pull_s: float
     compute_s: float
     push_s: float
     nonfinite_streak: int
     nonfinite_where: str
-    def __init__(self, epoch: _Optional[int] = ..., task: _Optional[int] = ..., done_upto: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., loss_sum: _Optional[float] = ..., loss_count: _Optional[int] = ..., staleness: _Optional[_Mapping[int, int]] = ..., dropped: _Optional[int] = ..., round: _Optional[int] = ..., bytes_moved: _Optional[int] = ..., pull_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., push_s: _Optional[float] = ..., nonfinite_streak: _Optional[int] = ..., nonfinite_where: _Optional[str] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., task: _Optional[int] = ..., done_upto: _Optional[int] = ..., steps: _Optional[int] = ..., examples: _Optional[int] = ..., loss_sum: _Optional[float] = ..., loss_count: _Optional[int] = ..., staleness: _Optional[_Mapping[int, int]] = ..., dropped: _Optional[int] = ..., round: _Optional[int] = ..., shard_bytes: _Optional[_Iterable[int]] = ..., pull_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., push_s: _Optional[float] = ..., nonfinite_streak: _Optional[int] = ..., nonfinite_where: _Optional[str] = ...) -> None: ...
 
 class WorkerFailed(_message.Message):
     __slots__ = ("epoch", "error", "traceback", "kind")

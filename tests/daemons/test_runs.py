@@ -111,6 +111,21 @@ def test_blocks_of_64_bytes_over_many_servers(new_cluster: NewCluster) -> None:
     assert finished["metrics"]["accuracy"] > 0.3
 
 
+def test_bytes_are_counted_by_shard_and_in_proportion_to_its_size(new_cluster: NewCluster) -> None:
+    made = new_cluster(servers=5, workers=1)
+    train = {"model": "softmax", "until": {"max_steps": 60}}
+    finished = made.finished(made.run(train, max_block_bytes=64))
+    sizes = [part["bytes"] for part in finished["slices"]]
+    assert sizes == [576, 512, 512, 512, 488]
+    reports = made.records("report")
+    assert all(report["bytes"] == sum(report["shard_bytes"]) for report in reports)
+    moved = [sum(shard) for shard in zip(*(r["shard_bytes"] for r in reports), strict=True)]
+    (vectors,) = {amount / size for amount, size in zip(moved, sizes, strict=True)}
+    assert vectors.is_integer()
+    assert 2 * finished["steps"] <= vectors <= 2 * finished["steps"] + 20  # evaluations, too
+    assert made.coordinator.all("progress")[-1]["shard_bytes"] == moved
+
+
 @pytest.mark.parametrize(
     "algorithm",
     [

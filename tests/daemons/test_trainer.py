@@ -13,7 +13,7 @@ import pytest
 
 from dsgd_cli.contract.spec import Train
 from dsgd_cli.daemons.computing import quiet
-from dsgd_cli.daemons.parameters import DIRECT_BYTES, Closed, Landed, Parameters
+from dsgd_cli.daemons.parameters import DIRECT_BYTES, Closed, Landed, Parameters, newer_bytes
 from dsgd_cli.daemons.server import RunShard
 from dsgd_cli.daemons.trainer import Trainer
 from dsgd_cli.engine import optimizers
@@ -668,3 +668,50 @@ def test_each_shard_counts_the_own_pushes_that_it_has_applied() -> None:
     parameters.begin(Operation.PUSH)
     landed = parameters.settle()
     assert (landed.stale, landed.dropped) == (0, False)
+
+
+def test_what_moves_is_counted_by_shard_also_of_pulls_that_bring_only_what_is_new() -> None:
+    layout = cut([("w", (64,))], "float32", 2, 96)  # blocks of 96, 96 and 64 bytes
+    channels = shards_of(layout, rounds=True)
+    parameters = Parameters(layout, channels)
+    moved = parameters.moved
+    parameters.pull()
+    assert moved.take() == [192, 64]
+    parameters.begin(Operation.PUSH_PULL)
+    assert moved.take() == [0, 0]  # not answered yet
+    parameters.settle()
+    parameters.pull()
+    parameters.contribute(parameters.gradient, 1, 0)
+    assert moved.take() == [4 * 192, 4 * 64]
+    for shard, expected in ((0, [192, 0]), (1, [0, 64])):
+        parameters.pull()  # both copies have everything
+        moved.take()
+        channels[shard].other()
+        parameters.pull()
+        assert moved.take() == expected
+    first = channels[0].shard
+    first.apply(9, 1, 2, 1, np.zeros(24, np.float32), 1 << 40)  # its second block alone
+    assert not parameters.catch_up(9)
+    assert moved.take() == [96, 64]  # the copy to be filled lacked the second shard's update, too
+    assert not parameters.catch_up(9)
+    assert moved.take() == [0, 0]
+
+
+def test_a_pull_of_a_shorter_last_block_counts_what_it_is_long() -> None:
+    shape = Shape(100, 40)
+    exchange = Exchange(Operation.PULL, since=[1, 2, 3], versions=[1, 3, 4])
+    assert newer_bytes(exchange, shape) == 40 + 20
+    exchange.versions = [2, 2, 3]
+    assert newer_bytes(exchange, shape) == 40
+
+
+def test_a_report_says_what_moved_since_the_last_one() -> None:
+    run = Run(servers=3, overlap=False)
+    sizes = [4 * (shard.stop - shard.start) for shard in run.layout.shards]
+    run.task(1, 5)
+    run.work()
+    run.task(2, 3, start=5 * BATCH)
+    run.work()
+    first, second = (list(report.shard_bytes) for report in run.reports)
+    assert first == [(1 + 1 + 2 * 5) * size for size in sizes]  # written, fetched; five batches
+    assert second == [2 * 3 * size for size in sizes]

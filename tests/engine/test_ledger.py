@@ -55,3 +55,15 @@ def test_what_is_dropped_is_counted_in_all_and_in_each_record() -> None:
     assert (other["worker"], other["dropped"], other["staleness"]) == (1, 1, 0.0)
     assert ledger.dropped == 7
     assert ledger.staleness == {0: 1, 3: 2, 9: 2}
+
+
+def test_bytes_are_summed_shard_by_shard_in_each_record_and_in_all() -> None:
+    ledger = Ledger()
+    ledger.start(0.0)
+    for worker, moved in ((0, (5, 3)), (1, (50, 30)), (0, ()), (0, (10, 6))):
+        told = e.Report(worker, 1, 1, 10, steps=1, examples=10, shard_bytes=moved)
+        assert ledger.add(told, 1, 0.0) == []
+    assert ledger.progress(0.1)["shard_bytes"] == [65, 39]
+    records = ledger.flush(0.1)
+    assert [line["shard_bytes"] for line in records] == [[15, 9], [50, 30]]
+    assert [line["bytes"] for line in records] == [24, 80]

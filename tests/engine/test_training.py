@@ -50,12 +50,17 @@ def only(decisions: list[e.Decision], kind: type[e.Decision]) -> list[Any]:
 
 def test_reports_of_a_worker_are_summed_into_one_record() -> None:
     machine = trained(2, 1000, now_s=10.0)
-    first = report(0, 1, 10, staleness={4: 1}, bytes_moved=100, pull_s=0.1)
+    first = report(0, 1, 10, staleness={4: 1}, shard_bytes=(60, 40), pull_s=0.1)
     assert records(machine.on(first, 10.0), "report") == []
     other = report(1, 2, 50, loss_sum=100.0)
     assert records(machine.on(other, 10.0 + WINDOW_S / 2), "report") == []
     second = report(
-        0, 1, 20, staleness={1: 2}, bytes_moved=50, compute_s=0.2, push_s=0.3, loss_sum=15.0
+        *(0, 1, 20),
+        staleness={1: 2},
+        shard_bytes=(30, 20),
+        compute_s=0.2,
+        push_s=0.3,
+        loss_sum=15.0,
     )
     assert records(machine.on(second, 10.0 + WINDOW_S), "report") == [
         {
@@ -71,6 +76,7 @@ def test_reports_of_a_worker_are_summed_into_one_record() -> None:
             "staleness_max": 4,
             "dropped": 0,
             "bytes": 150,
+            "shard_bytes": [90, 60],
             "pull_s": 0.1,
             "compute_s": 0.2,
             "push_s": 0.3,
