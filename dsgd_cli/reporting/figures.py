@@ -30,7 +30,7 @@ from dsgd_cli.reporting.runs import Run
 from dsgd_cli.reporting.scale import short, spans_decades
 from dsgd_cli.reporting.series import Happening, Sample
 
-MAX_WORKERS = 8  # with a line each
+MAX_LINES = 8  # of workers, or of shards: one each
 MAX_BARS = 24  # lying ones, and upright ones of a histogram
 MAX_LINES_OF_TABLE = 240
 MAX_MARKS = 400  # of a kind and run on the time axis
@@ -46,9 +46,11 @@ MANY = ("evaluation", "epoch")
 MOST_METRICS = 12  # with a chart each
 TROUBLES = ("lost", "hung", "failed")
 GREY = 7
+MOVED = "Parameters and gradients moved per second"
 BYTES = ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"), (1.0, "B/s"))
 
 Metrics = Mapping[str, list[Sample]]
+Rate = tuple[str, int, list[tuple[float, float]]]  # label, colour, (seconds, amount a second)
 
 
 def figures(runs: Sequence[Run]) -> list[Figure]:
@@ -61,7 +63,8 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
         _loss(runs, measured),
         *(_metric(runs, measured, name, note if name == shown[-1] else "") for name in shown),
         _rate(runs, "examples", "Examples computed per second", ((1.0, "examples/s"),)),
-        _rate(runs, "bytes", "Parameters and gradients moved per second", BYTES),
+        _rate(runs, "bytes", MOVED, BYTES),
+        *_by_shard(runs),
         _spent(runs),
         _staleness(runs),
         _timeline(runs),
@@ -146,11 +149,51 @@ def _points(
 def _rate(
     runs: Sequence[Run], field: str, title: str, units: Sequence[tuple[float, str]]
 ) -> Figure:
-    """In the largest of the units that the peak reaches, or the smallest."""
+    """Of each worker of one run, or of each of several runs."""
     rates = [
         (label, colour, series.rate(run, field, worker))
         for label, colour, run, worker in _who(runs)
     ]
+    return _rates(runs, field, title, units, rates, "run" if len(runs) > 1 else "worker")
+
+
+def _by_shard(runs: Sequence[Run]) -> list[Figure]:
+    """Of one run whose records tell it; several runs are compared by what they move in all."""
+    if len(runs) > 1 or not (totals := series.shard_bytes(runs[0])):
+        return []
+    rates = _shard_rates(runs[0], totals)
+    note = "Lines of shards of one size lie on each other." if len(rates) > 1 else ""
+    return [_rates(runs, "shards", f"{MOVED}, by shard", BYTES, rates, "server", note)]
+
+
+def _shard_rates(run: Run, totals: Sequence[float]) -> list[Rate]:
+    """A line for each shard; of many the busiest and the least busy, and the mean of all."""
+    count = len(totals)
+
+    def of(place: int) -> list[tuple[float, float]]:
+        return series.rate(run, "shard_bytes", place=place)
+
+    if count <= MAX_LINES:
+        return [(f"server/{place}", place, of(place)) for place in range(count)]
+    most, least = totals.index(max(totals)), totals.index(min(totals))
+    mean = [(at_s, amount / count) for at_s, amount in series.rate(run, "bytes")]
+    return [
+        (f"busiest: server/{most}", 0, of(most)),
+        (f"mean of {count} servers", 1, mean),
+        (f"least busy: server/{least}", 2, of(least)),
+    ]
+
+
+def _rates(
+    runs: Sequence[Run],
+    name: str,
+    title: str,
+    units: Sequence[tuple[float, str]],
+    rates: Sequence[Rate],
+    who: str,
+    note: str = "",
+) -> Figure:
+    """In the largest of the units that the peak reaches, or the smallest."""
     peak = max((amount for *_, rate in rates for _, amount in rate), default=0.0)
     factor, unit = next((each for each in units if peak >= each[0]), units[-1])
     lines = []
@@ -162,14 +205,15 @@ def _rate(
         lines.append(Line(label, colour, points))
     chart = LineChart(SECONDS, Axis(unit, zero=True), tuple(lines), _trouble_marks(runs))
     rows = tuple((line.label, *_numbers(p.x, p.y)) for line in lines for p in line.points)
-    note = "Lost and hung workers are the dashed uprights." if chart.marks else ""
+    if chart.marks:
+        note = f"{note} Lost and hung workers are the dashed uprights.".strip()
     return Figure(
-        field,
+        name,
         title,
         (("", chart),),
         _keys(lines),
         note,
-        ("run" if len(runs) > 1 else "worker", "seconds", unit),
+        (who, "seconds", unit),
         rows,
     )
 
@@ -178,7 +222,7 @@ def _who(runs: Sequence[Run]) -> list[tuple[str, int, Run, int | None]]:
     """What has a line of its own: (label, colour, run, worker or None for all)."""
     if len(runs) == 1:
         ranks = series.workers(runs[0])
-        if len(ranks) <= MAX_WORKERS:
+        if len(ranks) <= MAX_LINES:
             return [(f"worker/{rank}", place, runs[0], rank) for place, rank in enumerate(ranks)]
         return [(f"all {len(ranks)} workers", 0, runs[0], None)]
     return [(run.name, colour, run, None) for colour, run in enumerate(runs)]

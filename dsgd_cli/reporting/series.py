@@ -145,19 +145,37 @@ def workers(run: Run) -> list[int]:
     return sorted(rank for rank in ranks if isinstance(rank, int))
 
 
-def rate(run: Run, field: str, worker: int | None = None) -> list[tuple[float, float]]:
-    """(seconds, amount of `field` a second) of a worker, or of all of them."""
+def rate(
+    run: Run, field: str, worker: int | None = None, place: int | None = None
+) -> list[tuple[float, float]]:
+    """(seconds, amount of `field` a second) of a worker, or of all of them. `place`: in a list."""
     amounts: list[tuple[float, float, float]] = []  # from, to, how much
     last: dict[Any, float] = {}
     for record in run.of("report"):
         who, seconds = record.get("worker"), number(record.get("time"))
-        amount = number(record.get(field))
+        amount = number(record.get(field) if place is None else _item(record.get(field), place))
         if seconds is None or (worker is not None and who != worker):
             continue
         begun, last[who] = last.get(who, 0.0), seconds
         if amount is not None:
             amounts.append((min(begun, seconds), seconds, amount))
     return _spread(amounts)
+
+
+def _item(them: Any, place: int) -> Any:
+    return them[place] if isinstance(them, list) and place < len(them) else None
+
+
+def shard_bytes(run: Run) -> list[float]:
+    """What each shard moved in all, in bytes; of none where the records do not tell."""
+    sums: list[float] = []
+    for record in run.of("report"):
+        told = record.get("shard_bytes")
+        if isinstance(told, list):
+            sums += [0.0] * (len(told) - len(sums))
+            for place, value in enumerate(told):
+                sums[place] += number(value) or 0.0
+    return sums
 
 
 def _spread(amounts: Sequence[tuple[float, float, float]]) -> list[tuple[float, float]]:

@@ -81,6 +81,7 @@ def test_metrics_tell_where_the_time_went(user: User) -> None:
             "loss",
             "staleness",
             "bytes",
+            "shard_bytes",
             "pull_s",
             "compute_s",
             "push_s",

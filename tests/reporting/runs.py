@@ -19,8 +19,9 @@ train: {algorithm: {downpour: {push_every: 1}}}
 def report(worker: int, time: float, step: int, **more: Any) -> dict[str, Any]:
     """A record as the coordinator writes it."""
     base = {"kind": "report", "time": time, "step": step, "epoch": 1, "worker": worker, "steps": 10}
-    spent = {"bytes": 1_000_000, "pull_s": 0.05, "compute_s": 0.1, "push_s": 0.1}
-    return {**base, "examples": 320, "loss": 1.0 / step, **spent, **more}
+    moved = {"bytes": 1_000_000, "shard_bytes": [750_000, 250_000]}
+    spent = {"pull_s": 0.05, "compute_s": 0.1, "push_s": 0.1}
+    return {**base, "examples": 320, "loss": 1.0 / step, **moved, **spent, **more}
 
 
 def evaluate(time: float, step: int, **metrics: Any) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def only(figure: Figure) -> Chart:
 def test_a_run_has_all_charts(tmp_path: Path) -> None:
     found = figures([run(tmp_path, usual())])
     assert [figure.name for figure in found] == [
-        *("loss", "metric-accuracy", "examples", "bytes", "time", "staleness", "events")
+        *("loss", "metric-accuracy", "examples", "bytes", "shards"),
+        *("time", "staleness", "events"),
     ]
     assert drawn(found) == found
     assert all(figure.rows for figure in found)
@@ -88,6 +89,36 @@ def test_many_workers_are_summed(tmp_path: Path) -> None:
     assert [line.label for line in examples.lines] == ["all 30 workers"]
     assert time.categories == ("all 30 workers",)
     assert time.groups[0].values == pytest.approx((30 * 0.05,))
+
+
+def test_one_run_shows_what_each_shard_moved(tmp_path: Path) -> None:
+    figure = named([run(tmp_path, usual())], "shards")
+    chart = only(figure)
+    assert isinstance(chart, LineChart)
+    assert [line.label for line in chart.lines] == ["server/0", "server/1"]
+    assert chart.y.title == "MB/s"
+    assert [line.points[3].y for line in chart.lines] == pytest.approx([6.0, 2.0])  # two workers
+    assert figure.head == ("server", "seconds", "MB/s")
+
+
+def test_of_many_shards_the_extremes_and_the_mean_are_shown(tmp_path: Path) -> None:
+    shares = [10_000] * 20
+    shares[3], shares[7] = 90_000, 5_000
+    moved = {"bytes": sum(shares), "shard_bytes": shares}
+    chart = only(named([run(tmp_path, [report(0, 1.0, 10, **moved)])], "shards"))
+    assert isinstance(chart, LineChart)
+    assert {line.label: line.points[0].y for line in chart.lines} == pytest.approx(
+        {"busiest: server/3": 90.0, "mean of 20 servers": 13.75, "least busy: server/7": 5.0}
+    )
+
+
+def test_without_shares_of_shards_and_for_several_runs_there_is_the_total(tmp_path: Path) -> None:
+    old = [{k: v for k, v in each.items() if k != "shard_bytes"} for each in usual()]
+    runs = read_runs([folder(tmp_path / "old", old), folder(tmp_path / "new", usual())])
+    for some in (runs[:1], runs):
+        names = [figure.name for figure in figures(some)]
+        assert "bytes" in names and "shards" not in names
+        assert not is_empty(only(named(some, "bytes")))
 
 
 @pytest.mark.parametrize(

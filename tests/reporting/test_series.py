@@ -57,6 +57,21 @@ def test_the_area_below_a_rate_is_what_was_recorded(tmp_path: Path) -> None:
     assert sum(amount * 2 * one[0][0] for one in each for _, amount in one) == pytest.approx(1280)
 
 
+def test_the_bytes_of_a_shard_are_those_of_all_workers(tmp_path: Path) -> None:
+    found = run(tmp_path, [report(0, 1.0, 10), report(1, 1.0, 20)])
+    assert series.shard_bytes(found) == [1_500_000, 500_000]
+    rates = [series.rate(found, "shard_bytes", place=place) for place in (0, 1)]
+    assert [amount for _, amount in rates[0]] == pytest.approx([1_500_000] * 4)
+    assert [amount for _, amount in rates[1]] == pytest.approx([500_000] * 4)
+
+
+@pytest.mark.parametrize("bad", [None, 7, "ab", {}, [], [None, "x"], [float("nan"), True]])
+def test_shards_that_are_none(tmp_path: Path, bad: object) -> None:
+    found = run(tmp_path, [report(0, 1.0, 10, shard_bytes=bad)])
+    assert not any(series.shard_bytes(found))
+    assert series.rate(found, "shard_bytes", place=0) == []
+
+
 def test_a_rate_of_reports_at_time_0_is_none(tmp_path: Path) -> None:
     assert series.rate(run(tmp_path, [report(0, 0.0, 10)]), "examples") == []
 
