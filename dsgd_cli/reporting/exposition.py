@@ -76,6 +76,13 @@ def _run(run: Message) -> Iterator[Family]:
         ("training_loss", "gauge", "Mean training loss, lately.", "loss"),
     ):
         yield Family(f"dsgd_run_{name}", kind, text, (({}, run.get(key)),))
+    moved = enumerate(run.get("shard_bytes") or ())
+    yield Family(
+        "dsgd_run_moved_bytes_total",
+        "counter",
+        "Parameters and gradients that went to and from a server.",
+        tuple(({"process": f"server/{place}"}, amount) for place, amount in moved),
+    )
     held_out = ({"metric": str(run.get("metric"))}, run.get("value"))
     yield Family("dsgd_run_metric", "gauge", "The held-out metric that counts.", (held_out,))
     yield Family(

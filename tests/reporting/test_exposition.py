@@ -15,6 +15,7 @@ RUN: dict[str, Any] = {
     "step": 120,
     "examples": 3840,
     "examples_per_s": 1234.5,
+    "shard_bytes": [7_000_000, 5_000_000],
     "epoch": 2,
     "elapsed_s": 3.25,
     "loss": None,
@@ -45,6 +46,15 @@ def test_a_run_under_way() -> None:
         "# TYPE dsgd_process_restarts_total counter",
         'dsgd_process_restarts_total{cluster="lab",process="coordinator",host="gpu1"} 0',
         "# HELP dsgd_run_steps_total Gradient batches of all workers.",
+    ]
+
+
+def test_what_moved_is_told_by_server() -> None:
+    lines = exposition(status(run=RUN)).splitlines()
+    assert "# TYPE dsgd_run_moved_bytes_total counter" in lines
+    assert [line for line in lines if line.startswith("dsgd_run_moved")] == [
+        'dsgd_run_moved_bytes_total{cluster="lab",process="server/0"} 7000000',
+        'dsgd_run_moved_bytes_total{cluster="lab",process="server/1"} 5000000',
     ]
 
 
