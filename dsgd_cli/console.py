@@ -258,10 +258,8 @@ def summary_line(summary: Message) -> str:
 
 
 def how_it_ended(outcome: str, reason: str) -> str:
-    """The outcome in words: a run without a target, or on a plateau, has converged to nothing."""
-    if outcome == "converged" and (reason.endswith("reached") or reason.startswith("plateau")):
-        return f"finished ({reason})"
-    return outcome
+    """The outcome in words: where there was no target, with what came instead."""
+    return f"finished ({reason})" if outcome == "finished" else outcome
 
 
 def best_line(summary: Message) -> list[str]:

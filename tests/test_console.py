@@ -107,18 +107,16 @@ SUMMARY = {
 
 
 @pytest.mark.parametrize(
-    ("reason", "begins"),
+    ("outcome", "reason", "begins"),
     [
-        ("accuracy 0.97 >= 0.97", "converged  accuracy 0.9700  loss 0.1000  at step 900"),
-        ("max_epochs 5 reached", "finished (max_epochs 5 reached)  accuracy"),
-        (
-            "plateau: no better loss in 3 evaluations",
-            "finished (plateau: no better loss in 3 evaluations)  accuracy",
-        ),
+        ("converged", "loss 0.1 <= 0.1", "converged  accuracy 0.9700  loss 0.1000  at step 900"),
+        ("finished", "max_epochs 5 reached", "finished (max_epochs 5 reached)  accuracy"),
+        ("finished", "no gradient is larger", "finished (no gradient is larger)  accuracy"),
+        ("stopped", "max_epochs 5 reached: loss 1 > 0.1", "stopped  accuracy"),
     ],
 )
-def test_a_summary_says_how_a_run_ended(reason: str, begins: str) -> None:
-    line = summary_line({**SUMMARY, "reason": reason})
+def test_a_summary_says_how_a_run_ended(outcome: str, reason: str, begins: str) -> None:
+    line = summary_line({**SUMMARY, "outcome": outcome, "reason": reason})
     assert line.startswith(begins)
     assert "2 workers, 1 server  600 batches/s" in line
 

@@ -18,7 +18,7 @@ from dsgd_cli.engine.tasks import Task
 from dsgd_cli.engine.vectors import Op
 
 Tensors = tuple[tuple[str, tuple[int, ...]], ...]
-Outcome = Literal["converged", "stopped", "diverged", "failed"]
+Outcome = Literal["converged", "finished", "stopped", "diverged", "failed"]
 Unit = Literal["epoch", "step", "s"]
 
 

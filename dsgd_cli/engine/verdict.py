@@ -1,8 +1,9 @@
 """How a run ends, in the words of the summary: outcome, reason, the metric that counts.
 
-*converged*: the targets hold on the frozen vector, or no target is set and a limit is reached.
-*stopped*: a limit came before the targets, or somebody asked (then also if the targets happen to
-hold). *diverged*: see `convergence`. *failed*: an error of the user's code or data, or `RunFailed`.
+*converged*: the targets hold on the frozen vector. *finished*: there are no targets, and a limit,
+a plateau or the algorithm itself ended the run. *stopped*: one of these came before the targets,
+or somebody asked (then also if the targets happen to hold). *diverged*: see `convergence`.
+*failed*: an error of the user's code or data, or `RunFailed`.
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ def outcome(ending: Ending, until: Until, frozen: Mapping[str, float] | None) ->
         return "diverged"
     if ending.why is Why.STOP:
         return "stopped"
+    if not convergence.targets(until):
+        return "finished"
     met = frozen is not None and convergence.holds(until, frozen)
-    return "converged" if met or not convergence.targets(until) else "stopped"
+    return "converged" if met else "stopped"
 
 
 def reason(ending: Ending, until: Until, frozen: Mapping[str, float] | None) -> str:

@@ -39,7 +39,7 @@ class Result:
 
     @property
     def outcome(self) -> str:
-        """converged, stopped, diverged, failed or timeout."""
+        """converged, finished (there was no target), stopped, diverged, failed or timeout."""
         if isinstance(self.error, Interrupted):
             return "timeout" if self.error.exit_code == TIMEOUT_CODE else "stopped"
         if isinstance(self.error, ProcessDied | SpecError):

@@ -20,6 +20,7 @@ VIEWS = ("step", "epoch", "second")
 # Okabe and Ito's colours, which people with any colour vision tell apart; lighter ones for dark.
 LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b5508f", "#c98500", "#3f9bd1", "#6b4fbb", "#5f6b73")
 DARK = ("#5ab4f0", "#ff8a4c", "#2fcf9f", "#e69ac8", "#f0b93a", "#9ad4f7", "#b3a1ff", "#aab4bb")
+GOOD = ("converged", "finished")  # outcomes that need no words
 HEAD = (
     *("run", "algorithm", "workers", "servers", "outcome", "metric", "loss", "steps", "epochs"),
     *("seconds", "batches/s"),
@@ -58,7 +59,7 @@ def _notices(runs: Sequence[Run]) -> str:
     said += [
         f"{run.name} {run.summary['outcome']}: {run.summary.get('reason')}"
         for run in runs
-        if run.ended and run.summary["outcome"] != "converged"
+        if run.ended and run.summary["outcome"] not in GOOD
     ]
     return "".join(f'<p class="notice" role="status">{escape(text)}</p>' for text in said)
 

@@ -93,7 +93,7 @@ def test_several_runs_one_after_the_other(new_cluster: NewCluster, tmp_path: Pat
     for train in trains:
         before = len(made.records("epoch"))
         finished = made.finished(made.run(train))
-        assert finished["outcome"] == "converged", finished  # no target: the limit is the goal
+        assert finished["outcome"] == "finished", finished  # no target: the limit is the goal
         assert finished["metrics"]["accuracy"] > 0.5
         assert len(exported(finished)) == (4 if train["model"] == "mlp" else 2)
         for epoch in made.records("epoch")[before:]:
@@ -106,7 +106,7 @@ def test_blocks_of_64_bytes_over_many_servers(new_cluster: NewCluster) -> None:
     made = new_cluster(servers=5, workers=1)
     train = {"model": "softmax", "until": {"max_steps": 60}}
     finished = made.finished(made.run(train, max_block_bytes=64))
-    assert finished["outcome"] == "converged"
+    assert finished["outcome"] == "finished"
     assert [part["bytes"] for part in finished["slices"]] == [576, 512, 512, 512, 488]
     assert finished["metrics"]["accuracy"] > 0.3
 
@@ -151,7 +151,7 @@ def test_asynchronous_runs_end_where_they_should(
         "evaluate": {"every": "50 steps"},
     }
     finished = made.finished(made.run(train))
-    assert (finished["outcome"], finished["steps"]) == ("converged", 400)
+    assert (finished["outcome"], finished["steps"]) == ("finished", 400)
     assert finished["metrics"]["accuracy"] > 0.8
     staleness = finished["staleness"]
     assert sum(staleness["histogram"].values()) > 100
@@ -180,7 +180,7 @@ def test_a_killed_worker_comes_back_and_no_example_is_lost(
     )
     back = len(made.coordinator.messages)
     finished = made.finished(run)
-    assert finished["outcome"] == "converged"
+    assert finished["outcome"] == "finished"
     made.coordinator.wait_for(
         "record", where=lambda m: m["record"].get("worker") == 1, after=back, timeout_s=0
     )
@@ -238,7 +238,7 @@ def test_what_user_code_does_wrong_ends_the_run_and_not_the_cluster(
         assert "mine.py" in error["traceback"]
         assert "dsgd_cli" not in error["traceback"]
     again = made.finished(made.run({"model": "softmax", "until": {"max_steps": 50}}))
-    assert again["outcome"] == "converged"
+    assert again["outcome"] == "finished"
 
 
 def test_data_without_examples_are_an_error(new_cluster: NewCluster, tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_a_worker_that_hangs_is_started_again_and_no_example_is_lost(
     failed = made.children["worker/0"].wait_for("failed", 5)
     assert "worker/0 hangs: it has done nothing for 30 s" in failed["error"]
     made.restart(0)
-    assert made.finished(run, 30)["outcome"] == "converged"
+    assert made.finished(run, 30)["outcome"] == "finished"
     assert [of_worker(made, 1, "hung"), len(of_worker(made, 0, "hung"))] == [[], 1]
     assert [epoch["distinct"] for epoch in made.records("epoch")] == [EXAMPLES] * 2
 

@@ -270,7 +270,7 @@ def test_synchronous_workers_are_one_process_with_a_larger_batch(
     until = {"max_steps": batches}
     room = Room(tmp_path, 1, workers, algorithm="synchronous", until=until, clip_norm=clip_norm)
     finish = room.run()
-    assert (finish.outcome, finish.steps) == ("converged", batches)
+    assert (finish.outcome, finish.steps) == ("finished", batches)
     np.testing.assert_allclose(
         room.values(), room.expected(batches, workers, clip_norm), rtol=1e-9, atol=1e-12
     )
@@ -280,7 +280,7 @@ def test_synchronous_workers_are_one_process_with_a_larger_batch(
 def test_whoever_dies_the_updates_stay_what_they_are(seed: int, tmp_path: Path) -> None:
     room = Room(tmp_path, seed, 3, algorithm="synchronous", until={"max_steps": 50})
     finish = room.run(deaths=4)
-    assert (finish.outcome, finish.steps) == ("converged", 50)
+    assert (finish.outcome, finish.steps) == ("finished", 50)
     np.testing.assert_allclose(room.values(), room.expected(50, 3, None), rtol=1e-9, atol=1e-12)
 
 
@@ -292,7 +292,7 @@ def test_with_backup_workers_every_example_counts_once_in_an_epoch(
     room = Room(tmp_path, seed, 4, algorithm=algorithm, until={"max_epochs": 2})
     finish = room.run(deaths=2 * (seed % 2))
     batches = 2 * -(-room.trainers[0]._material.data.examples // BATCH)
-    assert (finish.outcome, finish.epochs, finish.steps) == ("converged", 2, batches)
+    assert (finish.outcome, finish.epochs, finish.steps) == ("finished", 2, batches)
     updates = {shard.version(b) for shard in room.shards for b in range(shard.blocks)}
     assert updates == {-(-batches // 3)}
 
@@ -304,6 +304,6 @@ def test_a_gradient_that_is_not_finite_is_left_out_of_its_step(seed: int, tmp_pa
     for batch in (1, 6, 7, 8, 14):
         room.poison(batch)
     finish = room.run(deaths=2)
-    assert (finish.outcome, finish.steps) == ("converged", 30)
+    assert (finish.outcome, finish.steps) == ("finished", 30)
     assert {shard.version(b) for shard in room.shards for b in range(shard.blocks)} == {9}
     assert np.isfinite(room.values()).all()

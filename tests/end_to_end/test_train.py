@@ -126,6 +126,24 @@ def test_a_limit_before_the_target_is_11_and_0_when_allowed(user: User) -> None:
     user.assert_nothing_left()
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "until"),
+    [
+        ("downpour", "{max_epochs: 1}"),
+        ("downpour", "{plateau: {patience: 1, min_delta: 1.0}}"),
+        ("{sandblaster: {tolerance: 0.1}}", "{max_epochs: 50}"),  # ends by itself
+    ],
+)
+def test_without_a_target_a_run_is_finished_and_that_is_0(
+    user: User, algorithm: str, until: str
+) -> None:
+    settings = ("--set", f"train.algorithm={algorithm}", "--set", f"train.until={until}")
+    run = user.dsgd("train", "--local", "1x1", "--set", f"name={user.name}", *settings, "--json")
+    assert (run.code, run.summary["outcome"]) == (0, "finished"), run.summary["reason"]
+    text = (user.folder / run.summary["run_dir"] / "summary.json").read_text()
+    assert json.loads(text)["outcome"] == "finished"
+
+
 def test_text_output_ends_with_the_receipt(user: User) -> None:
     user.write(DIGITS)
     run = user.dsgd("train")
@@ -157,6 +175,7 @@ def test_a_sweep_trains_every_combination_and_tells_them_apart(user: User) -> No
     assert [line["sweep"] for line in summaries] == [{"workers": n} for n in ("1", "2", "4")]
     assert [line["workers"] for line in summaries] == [1, 2, 4]
     assert [line["epochs"] for line in summaries] == [3, 3, 3]
+    assert {line["outcome"] for line in summaries} == {"finished"}
     folders = [user.folder / line["run_dir"] for line in summaries]
     assert all((folder / "model.safetensors").is_file() for folder in folders)
     assert len({folder.parent for folder in folders}) == 1

@@ -204,7 +204,7 @@ def plateau(patience: int = 2) -> dict[str, Any]:
     return {"patience": patience, "min_delta": 0.0, "metric": None}
 
 
-def test_a_plateau_ends_a_run_without_targets_as_converged() -> None:
+def test_a_plateau_ends_a_run_without_targets_as_finished() -> None:
     run = Run(e.Until(plateau=plateau()))
     for accuracy in (0.5, 0.6, 0.6):
         run.evaluate(accuracy=accuracy)
@@ -213,7 +213,7 @@ def test_a_plateau_ends_a_run_without_targets_as_converged() -> None:
     assert run.only(e.Drain)
     run.judged(accuracy=0.55)
     finish = run.finish()
-    assert (finish.outcome, finish.value) == ("converged", 0.55)
+    assert (finish.outcome, finish.value) == ("finished", 0.55)
     assert finish.reason == "plateau: no better accuracy in 2 evaluations"
 
 

@@ -87,6 +87,13 @@ def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
     assert "lab-1 diverged: the loss is not finite" in page(runs, figures(runs))
 
 
+@pytest.mark.parametrize("outcome", ["converged", "finished"])
+def test_a_run_that_ended_well_needs_no_words(tmp_path: Path, outcome: str) -> None:
+    runs = [run(tmp_path, usual(), summary={**SUMMARY, "outcome": outcome})]
+    assert 'class="notice"' not in page(runs, figures(runs))
+    assert outcome in summary_cells(runs[0])
+
+
 @pytest.mark.parametrize("died", [False, True])
 def test_the_table_of_runs(tmp_path: Path, died: bool) -> None:
     cells = summary_cells(run(tmp_path, usual(), summary=None if died else SUMMARY))

@@ -620,7 +620,7 @@ def check(seed: int) -> Simulation:
     world = Simulation(seed)
     world.expected = undisturbed(world.number)
     finish = world.run()
-    assert finish.outcome in ("converged", "stopped"), finish
+    assert finish.outcome in ("converged", "finished", "stopped"), finish
     if not finish.exported:  # there is nothing yet
         assert finish.reason == "asked"
         assert not world.steps
@@ -629,6 +629,7 @@ def check(seed: int) -> Simulation:
     world.check_parameters(world.x, "ended")
     if "no gradient is larger" in finish.reason:
         assert len(world.steps) == len(world.expected)
+        assert finish.outcome != ("converged" if world.until.accuracy is None else "finished")
     return world
 
 

@@ -564,7 +564,7 @@ def check(seed: int) -> e.Finish:
     if finish.outcome == "diverged":
         assert simulation.poisoned
     else:
-        assert finish.outcome in ("converged", "stopped"), finish
+        assert finish.outcome in ("converged", "finished", "stopped"), finish
         simulation.check_end(finish)
     return finish
 
@@ -573,7 +573,8 @@ def check(seed: int) -> e.Finish:
 def test_schedules(part: int) -> None:
     seeds = range(part * 500, part * 500 + 500)
     outcomes = Counter(finish.outcome for finish in checked(check, seeds))
-    assert outcomes["converged"] > 50
+    assert outcomes["converged"] > 10
+    assert outcomes["finished"] > 50
     assert outcomes["stopped"] > 20
 
 
