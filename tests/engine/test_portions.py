@@ -233,3 +233,20 @@ def test_a_pace_is_known_from_pass_to_pass_and_leaves_out_what_was_waited_for() 
     assert second.next(1, 10.0) is not None
     assert second.next(1, 10.0) is not None
     assert second.next(0, 10.0) is not None
+
+
+def test_a_host_does_and_helps_with_its_own_portions_only() -> None:
+    partitions = Partitions((40, 10), (0, 0, 1))
+    paces = Paces()
+    for worker in range(3):
+        paces.done(worker, 0.0, 1.0)
+    portions = Portions(partitions, [4, 2], paces)
+    assert [portions.bounds(n) for n in range(6)][4:] == [(0, 5), (5, 10)]
+    taken = [portions.next(2, 0.0) for _ in range(3)]
+    assert taken == [4, 5, None]
+    mine = [portions.next(0, 0.0) for _ in range(4)]
+    assert mine == [0, 1, 2, 3]
+    late_s = 1e3  # all are overdue, and somebody is asked to help
+    assert portions.next(1, late_s) in mine
+    portions.done(2, 4, late_s)
+    assert portions.next(2, late_s) is None  # what is late is not here

@@ -287,3 +287,57 @@ def test_a_batch_takes_what_it_took_or_what_it_takes_the_slowest() -> None:
     assert [queue.batch_s(worker) for worker in range(4)] == [0.1, 0.5, 0.5, 0.5]
     queue.leave(1)  # and comes back
     assert queue.batch_s(1) == 0.5
+
+
+# ── partitions ─────────────────────────────────────────────────────────────────────────────────
+
+
+def two_partitions() -> TaskQueue:
+    """Workers 0 and 1 have 100 examples, worker 2 has 30 others."""
+    queue = TaskQueue(Partitions((100, 30), (0, 0, 1)), 10)
+    for worker in range(3):
+        queue.join(worker)
+    return queue
+
+
+def test_a_worker_gets_what_its_host_has() -> None:
+    queue = two_partitions()
+    tasks = {worker: must_lease(queue, worker) for worker in range(3)}
+    assert [(task.partition, task.start) for task in tasks.values()] == [(0, 0), (0, 40), (1, 0)]
+    assert tasks[2].stop == 30
+    assert end(queue, 2, tasks[2]) == []  # the others are not through
+    assert must_lease(queue, 2).epoch == 2
+    assert [must_lease(queue, 0).partition for _ in range(2)] == [0, 0]
+
+
+def test_an_epoch_is_complete_when_all_partitions_are() -> None:
+    queue = two_partitions()
+    for _ in range(EPOCHS_AHEAD + 1):
+        assert end(queue, 2, must_lease(queue, 2)) == []
+    assert queue.lease(2) is None  # two epochs ahead of the others
+    while not (complete := end(queue, 0, must_lease(queue, 0))):
+        pass
+    assert complete == [EpochRecord(1, 130, 130, 130)]
+    assert must_lease(queue, 2).epoch == EPOCHS_AHEAD + 2
+
+
+def test_what_a_lost_worker_had_goes_back_to_its_partition() -> None:
+    queue = two_partitions()
+    task = must_lease(queue, 2)
+    queue.report(2, task.id, 10, 10, 0.0)
+    (left,) = queue.leave(2)
+    assert left == Remainder(1, 10, 30, 1)
+    queue.put_back([left])
+    while (other := queue.lease(0)) is not None and other.epoch == 1:
+        assert other.partition == 0
+    queue.join(2)
+    assert must_lease(queue, 2) == Task(queue._last_id, 1, 10, 30, 1)
+
+
+def test_a_share_is_one_of_those_who_have_the_same() -> None:
+    """Whatever others do elsewhere, the only worker of a partition takes all of a short epoch."""
+    queue = two_partitions()
+    for worker in range(3):
+        end(queue, worker, must_lease(queue, worker), rate=10_000.0)
+    task = must_lease(queue, 2)
+    assert (task.start, task.stop) == (0, 30)
