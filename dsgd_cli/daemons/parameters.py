@@ -12,7 +12,8 @@ import queue
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import gt, sub
+from itertools import repeat
+from operator import gt, lt, sub
 from typing import Any
 
 import numpy as np
@@ -238,10 +239,12 @@ class Parameters:
         """Fetches what is new; shown, and True, once every block has this version."""
         assert self._flight is None
         spare = self._spare
-        known = spare.versions if spare.versions and not spare.own else None
+        if self._lacks_what_is_shown(spare):  # a copy in memory costs less than another fetch
+            np.copyto(spare.flat, self.shown.flat)
+            spare.versions, spare.own = self.shown.versions, False
         exchanges = [
-            Exchange(Operation.PULL, into=part, since=() if known is None else known[shard])
-            for shard, part in enumerate(spare.parts)
+            Exchange(Operation.PULL, into=part, since=known)
+            for part, known in zip(spare.parts, spare.versions or repeat(()), strict=False)
         ]
         self._run(exchanges)
         spare.versions, spare.own = [e.versions for e in exchanges], False
@@ -249,6 +252,12 @@ class Parameters:
             return False
         self._show(spare.versions)
         return True
+
+    def _lacks_what_is_shown(self, copy: Copy) -> bool:
+        if self.shown.own or not self.shown.versions:
+            return False
+        pairs = zip(copy.versions, self.shown.versions, strict=False)
+        return copy.own or not copy.versions or any(any(map(lt, *pair)) for pair in pairs)
 
     def contribute(self, gradient: Buffer, round_: int, part: int) -> None:
         """Adds a gradient to a round's sum in all shards. Raises Refused."""

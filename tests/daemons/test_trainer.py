@@ -692,9 +692,29 @@ def test_what_moves_is_counted_by_shard_also_of_pulls_that_bring_only_what_is_ne
     first = channels[0].shard
     first.apply(9, 1, 2, 1, np.zeros(24, np.float32), 1 << 40)  # its second block alone
     assert not parameters.catch_up(9)
-    assert moved.take() == [96, 64]  # the copy to be filled lacked the second shard's update, too
+    assert moved.take() == [96, 0]  # what is shown is not fetched once more
     assert not parameters.catch_up(9)
     assert moved.take() == [0, 0]
+
+
+def test_whoever_waits_for_an_update_does_not_fetch_what_is_in_hand() -> None:
+    layout = cut([("w", (64,))], "float32", 2, 96)
+    channels = shards_of(layout, rounds=True)
+    parameters = Parameters(layout, channels)
+    parameters.pull()
+    for shard, channel in enumerate(channels):
+        channel.other(1.0 + shard)
+    parameters.pull()  # now the other copy is of an update before
+    parameters.moved.take()
+    assert not parameters.catch_up(2)
+    assert parameters.moved.take() == [0, 0]
+    channels[0].other(5.0)
+    assert not parameters.catch_up(2)
+    channels[1].other(6.0)
+    assert parameters.catch_up(2)
+    assert parameters.moved.take() == [192, 64]
+    there = b"".join(c.shard.read(block) for c in channels for block in range(c.shard.blocks))
+    assert parameters.shown.flat.tobytes() == there
 
 
 def test_a_pull_of_a_shorter_last_block_counts_what_it_is_long() -> None:
