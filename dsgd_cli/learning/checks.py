@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsgd_cli.contract.errors import UserCodeError
-from dsgd_cli.learning.datasets import Dataset
+from dsgd_cli.learning.datasets import Dataset, pieces
 from dsgd_cli.learning.pixels import Pixels
 
 RESERVED = "__metadata__"  # safetensors' own
@@ -124,7 +124,9 @@ def check_dataset(data: Dataset) -> Dataset:
         )
     for name in ("x", "y", "x_test", "y_test"):
         array = getattr(data, name)
-        if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+        if isinstance(array, Pixels) or array.dtype.kind != "f":
+            continue
+        if not all(np.isfinite(array[rows]).all() for rows in pieces(array)):
             check_finite(data.name, name, array)
     return data
 

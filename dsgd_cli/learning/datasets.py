@@ -8,7 +8,7 @@ run's seed or on numpy's version (RandomState's stream is frozen). Arrays are re
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from dsgd_cli.learning.pixels import Array, Pixels
 DIGITS = Path(__file__).parent / "data" / "digits.npz"
 DIGITS_HELD_OUT = 360
 SPLIT_SEED = 20
+PIECE_BYTES = 8 << 20  # of an array that is looked at or converted as a whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,10 +53,12 @@ class Dataset:
         def cast(array: Array) -> Array:
             if array.dtype.kind != "f" or array.dtype == dtype:
                 return array
-            with np.errstate(over="ignore"):
-                made = array.astype(dtype)
-            if not np.isfinite(made).all():
-                raise UserCodeError(f"{self.name}: a number is too large for {dtype}")
+            made = np.empty(array.shape, dtype)
+            for rows in pieces(array):
+                with np.errstate(over="ignore"):
+                    made[rows] = array[rows]
+                if not np.isfinite(made[rows]).all():
+                    raise UserCodeError(f"{self.name}: a number is too large for {dtype}")
             return made
 
         x, x_test = (
@@ -73,8 +76,16 @@ class Dataset:
                 hashed.update(array.source.encode())
                 continue
             numbers = array.raw if isinstance(array, Pixels) else array
-            hashed.update(np.ascontiguousarray(numbers).view(np.uint8).data)
+            for rows in pieces(numbers):
+                hashed.update(np.ascontiguousarray(numbers[rows]).view(np.uint8).data)
         return hashed.hexdigest()
+
+
+def pieces(array: Array) -> Iterator[slice]:
+    """Examples that follow each other, some megabytes at a time; together all of them."""
+    each = array.nbytes // max(len(array), 1)
+    step = max(PIECE_BYTES // max(each, 1), 1)
+    return (slice(start, start + step) for start in range(0, len(array), step))
 
 
 def digits() -> Dataset:

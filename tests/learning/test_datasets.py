@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from dsgd_cli.contract.errors import UserCodeError
+from dsgd_cli.learning import datasets
 from dsgd_cli.learning.adapters import load_data
 from dsgd_cli.learning.checks import check_dataset
-from dsgd_cli.learning.datasets import DIGITS, Dataset, hold_out
+from dsgd_cli.learning.datasets import DIGITS, Dataset, hold_out, pieces
 
 Array = np.ndarray[Any, Any]
 
@@ -117,3 +118,26 @@ def test_a_data_set_that_cannot_be_used(arrays: tuple[Array, ...], message: str)
 def test_a_good_data_set_passes() -> None:
     data = Dataset("d", X, Y, X[:1], Y[:1])
     assert check_dataset(data) is data
+
+
+def test_pieces_are_all_examples_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "PIECE_BYTES", 100)
+    for array in (np.arange(70.0), np.ones((7, 300)), np.ones((9, 2, 3)), np.ones((70, 0))):
+        rows = list(pieces(array))
+        np.testing.assert_array_equal(np.concatenate([array[some] for some in rows]), array)
+        assert all(len(array[some]) == 1 or array[some].nbytes <= 100 for some in rows)
+    assert len(list(pieces(np.arange(70.0)))) == 6
+
+
+def test_what_is_looked_at_in_pieces_is_seen_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = np.random.default_rng(0).random((50, 3)), np.arange(50)
+    data = Dataset("d", x, y, x[::-2], y[::-2])
+    whole = data.digest(), data.as_dtype("float32").x
+    monkeypatch.setattr(datasets, "PIECE_BYTES", 100)
+    assert (data.digest(), data.as_dtype("float32").x.tolist()) == (whole[0], whole[1].tolist())
+    x[40, 1] = 1e99
+    with pytest.raises(UserCodeError, match="d: a number is too large for float32"):
+        data.as_dtype("float32")
+    x[40, 1] = np.nan
+    with pytest.raises(UserCodeError, match=r"d: x\[40, 1\] is nan \(1 of 150 are not finite\)"):
+        check_dataset(data)
