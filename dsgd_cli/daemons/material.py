@@ -15,11 +15,11 @@ from dsgd_cli.learning.adapters import (
     Model,
     batch_size_of,
     forget,
-    load_data,
     load_model,
     reference,
 )
 from dsgd_cli.learning.datasets import Dataset
+from dsgd_cli.learning.sharing import shared_data
 
 Files = Mapping[str, "str | None"]
 Tensors = tuple[tuple[str, tuple[int, ...]], ...]
@@ -53,7 +53,7 @@ def load(train: Mapping[str, Any], seed: int, files: Files) -> Material:
     forget()
     paths = {what: _path(train[what], files.get(what)) for what in ("model", "data")}
     model = load_model(*reference(train["model"]), paths["model"])
-    data = load_data(*reference(train["data"]), paths["data"]).as_dtype(dtype)
+    data = shared_data(*reference(train["data"]), paths["data"], dtype)
     for array in (data.x, data.y, data.x_test, data.y_test):
         array.flags.writeable = False  # a model that changes its input fails on its own line
     return Material(

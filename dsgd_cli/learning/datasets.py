@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ class Dataset:
     x_test: Array | Pixels
     y_test: Array
     classes: tuple[str, ...] = ()
+    known: str = field(default="", kw_only=True)  # its digest, where nobody has to read everything
 
     @property
     def examples(self) -> int:
@@ -65,10 +66,13 @@ class Dataset:
             each.astype(dtype) if isinstance(each, Pixels) else cast(each)
             for each in (self.x, self.x_test)
         )
-        return replace(self, x=x, y=cast(self.y), x_test=x_test, y_test=cast(self.y_test))
+        y, y_test = cast(self.y), cast(self.y_test)
+        return replace(self, x=x, y=y, x_test=x_test, y_test=y_test, known="")
 
     def digest(self) -> str:
         """Equal where shapes, dtypes and every number, or the source of all numbers, are equal."""
+        if self.known:
+            return self.known
         hashed = hashlib.sha256()
         for array in (self.x, self.y, self.x_test, self.y_test):
             hashed.update(f"{array.dtype.str}{array.shape}".encode())

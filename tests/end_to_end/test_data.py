@@ -97,6 +97,21 @@ def test_svmlight(user: User) -> None:
     user.assert_nothing_left()
 
 
+def test_a_large_file_is_read_once_and_mapped_by_all(user: User) -> None:
+    x, y = digits()
+    x = np.tile(x.reshape(-1, 64), 12) / 255
+    np.savez(user.folder / "digits.npz", x=x, y=y)
+    write(user, "softmax", "{npz: digits.npz}")
+    run = user.dsgd("train", "cluster.yaml", "--json")
+    assert run.code == 0, run.err
+    assert shapes(user, run.summary["run_dir"])["W1"] == (64 * 12, 10)
+    kept = list((Path(user.env["XDG_CACHE_HOME"]) / "dsgd" / "data").glob("*/x.npy"))
+    assert len(kept) == 1
+    mapped = np.load(kept[0], mmap_mode="r")
+    assert (mapped.shape, mapped.dtype) == ((1438, 64 * 12), np.float32)
+    user.assert_nothing_left()
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

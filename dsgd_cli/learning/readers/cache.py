@@ -53,6 +53,13 @@ def kept(key: str, read: Callable[[Path], Made | None], make: Callable[[Path], N
     return found
 
 
+def look_up(key: str, read: Callable[[Path], Made | None]) -> Made | None:
+    """What `kept` would find; makes nothing."""
+    with suppress(RuntimeError):  # there is no home
+        return _used(data_cache() / key, read)
+    return None
+
+
 def _used(place: Path, read: Callable[[Path], Made | None]) -> Made | None:
     found = read(place)
     if found is not None:

@@ -43,6 +43,11 @@ def idx(path: Path, test_fraction: float = 0.2) -> Dataset:
     return replace(data, x=Pixels(np.asarray(data.x)), x_test=Pixels(np.asarray(data.x_test)))
 
 
+def files(path: Path) -> list[Path]:
+    """Those of the folder that are read."""
+    return list(_find(path).values())
+
+
 def has_test_set(path: Path) -> bool:
     """Whether the folder says itself what is held out."""
     return bool(_find(path).keys() & TEST_SET)

@@ -1,0 +1,109 @@
+"""A file's arrays once per host: what a reader made of it, checked, split and in the run's dtype.
+
+The first process that needs a file reads it and writes the four arrays into the host's cache; all
+processes map them. Their pages are the kernel's: shared, and given up when memory is short. So what
+a process holds of data itself is a batch, or at most `SMALL_BYTES`: files that are as small, and
+whose arrays are, are read by everyone and leave nothing behind. `images` has entries of its own
+kind; what a module's `load` maps stays mapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsgd_cli.contract.errors import UserCodeError
+from dsgd_cli.learning.adapters import ARRAYS, load_data
+from dsgd_cli.learning.datasets import Dataset, pieces
+from dsgd_cli.learning.pixels import Array, Pixels
+from dsgd_cli.learning.readers import idx
+from dsgd_cli.learning.readers.cache import kept, look_up
+
+SMALL_BYTES = 8 << 20
+FACTS = "facts.json"  # {"digest": of the data set, "pixels": names of arrays that are such}
+VERSION = 1  # of what is in the cache: of this module and of the readers
+
+# reader -> the files that it will read
+FILES: dict[str, Callable[[Path], Sequence[Path]]] = {
+    "npz": lambda path: [path],
+    "csv": lambda path: [path],
+    "svmlight": lambda path: [path],
+    "idx": idx.files,
+}
+
+
+def shared_data(
+    kind: str, name: str, options: Mapping[str, Any], path: Path | None, dtype: str
+) -> Dataset:
+    """`load_data` with floats in `dtype`; arrays of a large file are mapped, and read-only."""
+
+    def read() -> Dataset:
+        return load_data(kind, name, options, path).as_dtype(dtype)
+
+    if kind not in FILES or path is None or (files := _states(FILES[kind](path))) is None:
+        return read()
+    what = [VERSION, kind, dtype, options, files]
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+    mapped = partial(_mapped, name=path.name, dtype=dtype)
+    data: Dataset | None = None
+    if sum(size for _, size, _ in files) <= SMALL_BYTES:
+        if (found := look_up(key, mapped)) is not None:
+            return found
+        data = read()
+        if sum(_raw(data, each).nbytes for each in ARRAYS) <= SMALL_BYTES:
+            return data  # else it is packed or sparse
+
+    def make(folder: Path) -> None:
+        _write(read() if data is None else data, folder)
+        if _states(FILES[kind](path)) != files:
+            raise UserCodeError(f"{path.name}: it changed while it was read", remedy="run again")
+
+    return kept(key, mapped, make)
+
+
+def _states(files: Sequence[Path]) -> list[tuple[str, int, int]] | None:
+    """(path, bytes, mtime_ns) of each; None where one cannot be read, which its reader explains."""
+    try:
+        found = [(str(file.resolve()), file.stat()) for file in files]
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle
+        return None
+    return [(path, state.st_size, state.st_mtime_ns) for path, state in found]
+
+
+def _raw(data: Dataset, name: str) -> Array:
+    array: Array | Pixels = getattr(data, name)
+    return array.raw if isinstance(array, Pixels) else array
+
+
+def _write(data: Dataset, folder: Path) -> None:
+    """Written, not mapped: a full disk is an error then, and not the end of the process."""
+    for name in ARRAYS:
+        array = _raw(data, name)
+        descr = np.lib.format.dtype_to_descr(array.dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": array.shape}
+        with (folder / f"{name}.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for rows in pieces(array):
+                file.write(np.ascontiguousarray(array[rows]).data)
+    pixels = [name for name in ARRAYS if isinstance(getattr(data, name), Pixels)]
+    (folder / FACTS).write_text(json.dumps({"digest": data.digest(), "pixels": pixels}))
+
+
+def _mapped(folder: Path, name: str, dtype: str) -> Dataset | None:
+    """The entry; None where it is not, or damaged."""
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+        arrays: list[Any] = []
+        for each in ARRAYS:
+            raw = np.load(folder / f"{each}.npy", mmap_mode="r", allow_pickle=False)
+            raw = raw.view(np.ndarray)
+            arrays.append(Pixels(raw, np.dtype(dtype)) if each in facts["pixels"] else raw)
+        return Dataset(name, *arrays, known=facts["digest"])
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
+        return None
