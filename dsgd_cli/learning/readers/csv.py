@@ -28,14 +28,8 @@ def csv(
     whole numbers become class numbers as they are; texts are numbered in alphabetical order; other
     numbers stay as they are.
     """
-    head = _inspect(path, label, delimiter)
-    classes: dict[str, int] = {}
-    table = _table(path, head, delimiter, classes if head.texts else None)
-    with np.errstate(over="ignore"):  # infinity, which is refused
-        numbers = table.astype(np.float32)
-    _check_finite(path, head, numbers, table)
-    x = np.delete(numbers, head.label, axis=1)
-    return hold_out(path.name, x, _labels(table[:, head.label], classes), test_fraction)
+    x, y = _examples(path, _inspect(path, label, delimiter), delimiter)
+    return hold_out(path.name, x, y, test_fraction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +102,18 @@ def _lines(path: Path, head: _Head) -> Generator[tuple[int, str], None, None]:
         for number, line in enumerate(file, start=1):
             if number > head.line and line.strip():
                 yield number, line
+
+
+def _examples(path: Path, head: _Head, delimiter: str) -> tuple[Array, Array]:
+    """x as float32, and labels."""
+    classes: dict[str, int] = {}
+    table = _table(path, head, delimiter, classes if head.texts else None)
+    with np.errstate(over="ignore"):  # infinity, which is refused
+        numbers = table.astype(np.float32)
+    _check_finite(path, head, numbers, table)
+    y = _labels(table[:, head.label], classes)
+    del table  # twice as large as x, of which there will be copies
+    return np.delete(numbers, head.label, axis=1), y
 
 
 def _table(path: Path, head: _Head, delimiter: str, classes: dict[str, int] | None) -> Array:
