@@ -23,7 +23,7 @@ from dsgd_cli.learning.adapters import ARRAYS, load_data
 from dsgd_cli.learning.datasets import Dataset, pieces
 from dsgd_cli.learning.pixels import Array, Pixels
 from dsgd_cli.learning.readers import idx
-from dsgd_cli.learning.readers.cache import kept, look_up
+from dsgd_cli.learning.readers.cache import begin, kept, look_up, mapped
 
 SMALL_BYTES = 8 << 20
 FACTS = "facts.json"  # {"digest": of the data set, "pixels": names of arrays that are such}
@@ -50,10 +50,10 @@ def shared_data(
         return read()
     what = [VERSION, kind, dtype, options, files]
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
-    mapped = partial(_mapped, name=path.name, dtype=dtype)
+    entry = partial(_entry, name=path.name, dtype=dtype)
     data: Dataset | None = None
     if sum(size for _, size, _ in files) <= SMALL_BYTES:
-        if (found := look_up(key, mapped)) is not None:
+        if (found := look_up(key, entry)) is not None:
             return found
         data = read()
         if sum(_raw(data, each).nbytes for each in ARRAYS) <= SMALL_BYTES:
@@ -64,7 +64,7 @@ def shared_data(
         if _states(FILES[kind](path)) != files:
             raise UserCodeError(f"{path.name}: it changed while it was read", remedy="run again")
 
-    return kept(key, mapped, make)
+    return kept(key, entry, make)
 
 
 def _states(files: Sequence[Path]) -> list[tuple[str, int, int]] | None:
@@ -82,28 +82,24 @@ def _raw(data: Dataset, name: str) -> Array:
 
 
 def _write(data: Dataset, folder: Path) -> None:
-    """Written, not mapped: a full disk is an error then, and not the end of the process."""
     for name in ARRAYS:
         array = _raw(data, name)
-        descr = np.lib.format.dtype_to_descr(array.dtype)
-        header = {"descr": descr, "fortran_order": False, "shape": array.shape}
         with (folder / f"{name}.npy").open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
+            begin(file, array.dtype, array.shape)
             for rows in pieces(array):
                 file.write(np.ascontiguousarray(array[rows]).data)
     pixels = [name for name in ARRAYS if isinstance(getattr(data, name), Pixels)]
     (folder / FACTS).write_text(json.dumps({"digest": data.digest(), "pixels": pixels}))
 
 
-def _mapped(folder: Path, name: str, dtype: str) -> Dataset | None:
+def _entry(folder: Path, name: str, dtype: str) -> Dataset | None:
     """The entry; None where it is not, or damaged."""
     try:
         facts = json.loads((folder / FACTS).read_text())
         arrays: list[Any] = []
         for each in ARRAYS:
-            raw = np.load(folder / f"{each}.npy", mmap_mode="r", allow_pickle=False)
-            raw = raw.view(np.ndarray)
+            raw = mapped(folder / f"{each}.npy")
             arrays.append(Pixels(raw, np.dtype(dtype)) if each in facts["pixels"] else raw)
         return Dataset(name, *arrays, known=facts["digest"])
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -248,6 +248,7 @@ DAMAGE: list[Callable[[Path], object]] = [
     lambda file: file.write_bytes(b""),
     lambda file: file.write_bytes(bytes(file.stat().st_size)),
     lambda file: file.write_text('{"pixels": 1}'),
+    lambda file: file.write_bytes(b"\x93NUMPY\x01\x00\x10\x00" + b"{" * 16),
 ]
 
 

@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
 
 from dsgd_cli.contract.errors import UserCodeError
+from dsgd_cli.learning.pixels import Array
 
 Made = TypeVar("Made")
 UNUSED_S = 30 * 86_400.0
@@ -82,6 +85,23 @@ def _make(place: Path, make: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def begin(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """An .npy file of which the numbers, in C's order, will be written. Not mapped: a full disk is
+    an error then, and not the end of the process."""
+    descr = np.lib.format.dtype_to_descr(dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def mapped(file: Path) -> Array:
+    """What was written so, read-only by memory map. Raises ValueError where it is not whole."""
+    try:
+        array: Array = np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+    except Exception as error:  # a damaged file makes numpy raise almost anything
+        raise ValueError(f"{file}: {error}") from error
+    return array
 
 
 @contextmanager

@@ -17,14 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from dsgd_cli.contract.errors import UserCodeError
 from dsgd_cli.learning.datasets import SPLIT_SEED, Dataset
 from dsgd_cli.learning.pixels import Array, Pixels
-from dsgd_cli.learning.readers.cache import kept
+from dsgd_cli.learning.readers.cache import begin, kept, mapped
 
 # what Pillow reads everywhere; other files (README, Thumbs.db) are no examples
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -146,9 +146,8 @@ def split(y: Array, fraction: float) -> tuple[Array, Array]:
 def _read(folder: Path, shape: tuple[int, ...]) -> tuple[Array, str] | None:
     """The pixels by memory map and their source; None where they are not, or damaged."""
     try:
-        raw = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-        source = (folder / SOURCE).read_text()
-    except (OSError, ValueError, EOFError):
+        raw, source = mapped(folder / PIXELS), (folder / SOURCE).read_text()
+    except (OSError, ValueError):
         return None
     return (raw, source) if raw.shape == shape and raw.dtype == np.uint8 else None
 
@@ -156,7 +155,6 @@ def _read(folder: Path, shape: tuple[int, ...]) -> tuple[Array, str] | None:
 def _decode_all(
     folder: Path, files: Sequence[_File], shape: tuple[int, ...], options: str, into: Path
 ) -> None:
-    """Written, not mapped: a full disk is an error then, and not the end of the process."""
     pillow = _pillow()
     source = hashlib.sha256(options.encode())
 
@@ -167,7 +165,7 @@ def _decode_all(
 
     threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)))  # Pillow lets go of the GIL
     with threads, (into / PIXELS).open("wb") as pixels:
-        _begin(pixels, shape)
+        begin(pixels, np.dtype(np.uint8), shape)
         for start in range(0, len(files), AT_A_TIME):
             some = files[start : start + AT_A_TIME]
             for file, (digest, made) in zip(some, threads.map(decoded, some), strict=True):
@@ -181,11 +179,6 @@ def _content(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise UserCodeError(f"{file}: cannot be read: {error.strerror}") from error
-
-
-def _begin(file: BinaryIO, shape: tuple[int, ...]) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
 
 
 def _decoded(pillow: Any, content: bytes, shape: tuple[int, ...], name: str) -> bytes:

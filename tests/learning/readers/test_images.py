@@ -322,7 +322,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert "XDG_CACHE_HOME" in caught.value.remedy
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     full = OSError(28, "No space left on device")
-    monkeypatch.setattr(reader, "_begin", lambda *_: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(reader, "begin", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(UserCodeError, match=r"cannot keep decoded data in .*: No space left"):
         read(folder)
 
