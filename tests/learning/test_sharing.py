@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -391,20 +392,27 @@ print(max(most, anonymous()) - before)
 """
 
 
-@pytest.mark.slow
-def test_a_worker_that_takes_every_batch_holds_no_data(tmp_path: Path) -> None:
-    """Neither the one that makes the entry, once it is made, nor the others."""
+@pytest.fixture
+def large(tmp_path: Path, home: Path) -> Iterator[Path]:
+    """Neither it nor its entry is kept until pytest tidies up, days later."""
     path = tmp_path / "large.npz"
     x = np.random.default_rng(0).random((LARGE // 4096, 1024), np.float32)
     np.savez(path, x=x, y=np.arange(len(x)) % 10)
-    del x
+    yield path
+    path.unlink()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_worker_that_takes_every_batch_holds_no_data(large: Path) -> None:
+    """Neither the one that makes the entry, once it is made, nor the others."""
 
     def added(how: str) -> int:
-        command = [sys.executable, "-c", TAKE_ALL, str(path), how]
+        command = [sys.executable, "-c", TAKE_ALL, str(large), how]
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
         return int(re.fullmatch(r"(-?\d+)\n", done.stdout)[1])  # type: ignore[index]
 
-    assert path.stat().st_size >= LARGE * 0.99
+    assert large.stat().st_size >= LARGE * 0.99
     held, maker, other = added("held"), added("shared"), added("shared")
     print(held, maker, other)
     assert held > LARGE * 0.99
