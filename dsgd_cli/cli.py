@@ -325,7 +325,10 @@ def down(file: Path, overrides: Sequence[str], as_json: bool, force: bool, purge
 )
 @json_option
 def report(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
-    """Draw what the runs of these folders (runs/NAME) recorded, laid over each other."""
+    """Draw what the runs of these folders (runs/NAME) recorded, laid over each other.
+
+    Of the folder of a sweep, all of its runs.
+    """
     console = _console(as_json)
     from dsgd_cli.reporting.write import write_report
 

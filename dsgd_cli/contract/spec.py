@@ -617,8 +617,14 @@ class Until(Tree):
         return self.max_time
 
     @property
+    def target(self) -> dict[str, float]:
+        """What the held-out metrics must reach, by name, the most telling first."""
+        given = {"accuracy": self.accuracy, "loss": self.loss}
+        return {name: level for name, level in given.items() if level is not None}
+
+    @property
     def has_target(self) -> bool:
-        return self.loss is not None or self.accuracy is not None
+        return bool(self.target)
 
 
 class Train(Tree):

@@ -57,18 +57,21 @@ class Result:
         run = self.finished or self.last_progress
         seconds = float(run.get("seconds", run.get("elapsed_s", 0.0)) or 0.0)
         steps = int(run.get("steps", run.get("step", 0)) or 0)
+        examples = int(run.get("examples", 0) or 0)
         return {
             "type": "summary",
             "outcome": self.outcome,
             "reason": str(self.error) if self.error else str(run.get("reason", "")),
             "metric": run.get("metric"),
             "value": run.get("value"),
+            "target": self.spec.train.until.target,
             "loss": run.get("loss"),
             "steps": steps,
-            "examples": int(run.get("examples", 0) or 0),
+            "examples": examples,
             "epochs": run.get("epochs"),
             "seconds": round(seconds, 3),
             "batches_per_second": round(steps / seconds, 1) if seconds else 0.0,
+            "examples_per_second": round(examples / seconds, 1) if seconds else 0.0,
             "algorithm": self.spec.train.algorithm.name,
             "workers": self.spec.workers.count,
             "servers": self.spec.servers.count,

@@ -37,8 +37,8 @@ from dsgd_cli.launcher.train import Options, train
 from dsgd_cli.reporting.write import draw
 
 MOST = 1000  # runs; more are a slip
-COLUMNS = ("outcome", "value", "loss", "steps", "epochs", "seconds", "batches_per_second")
-HEADS = ("OUTCOME", "VALUE", "LOSS", "STEPS", "EPOCHS", "SECONDS", "BATCHES/S")
+COLUMNS = ("outcome", "value", "loss", "steps", "epochs", "seconds", "examples_per_second")
+HEADS = ("OUTCOME", "VALUE", "LOSS", "STEPS", "EPOCHS", "SECONDS", "EXAMPLES/S")
 
 Axis = tuple[str, tuple[str, ...]]  # a key as it was written, and its values
 
@@ -164,8 +164,7 @@ def sweep(cells: Sequence[Cell], screen: TrainScreen, options: Options) -> Sweep
         if _is_the_end(result):
             made.broken_off = result.error
             break
-    runs = [Path(summary["run_dir"]) for summary in made.summaries]
-    made.warnings += draw(runs, made.folder)
+    made.warnings += draw(made.folder)
     return made
 
 

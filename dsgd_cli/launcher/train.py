@@ -64,7 +64,7 @@ def train(spec: ClusterSpec, screen: TrainScreen, options: Options, phases: Phas
         (result.run_dir / "summary.json").write_text(json.dumps(result.summary(), indent=1) + "\n")
     from dsgd_cli.reporting.write import draw  # 20 ms that the start need not wait for
 
-    result.warnings += draw([result.run_dir])
+    result.warnings += draw(result.run_dir)
     return result
 
 

@@ -1,6 +1,7 @@
 """Which charts a report has, and what is in them: runs -> figures. Pure.
 
 One run is shown with its workers, several are laid over each other, each in its colour everywhere.
+Those of a sweep are compared along what it varied first: see `sweeps`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from dsgd_cli.reporting.charts import (
 from dsgd_cli.reporting.runs import Run
 from dsgd_cli.reporting.scale import short, spans_decades
 from dsgd_cli.reporting.series import Happening, Sample
+from dsgd_cli.reporting.sweeps import sweep_figures
 
 MAX_LINES = 8  # of workers, or of shards: one each
 MAX_BARS = 24  # lying ones, and upright ones of a histogram
@@ -60,6 +62,7 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
     shown, left = list(named)[:MOST_METRICS], len(named) - MOST_METRICS
     note = f"{left} more metrics are in metrics.jsonl." if left > 0 else ""
     return [
+        *sweep_figures(runs, measured),
         _loss(runs, measured),
         *(_metric(runs, measured, name, note if name == shown[-1] else "") for name in shown),
         _rate(runs, "examples", "Examples computed per second", ((1.0, "examples/s"),)),

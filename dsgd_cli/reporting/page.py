@@ -18,8 +18,15 @@ from dsgd_cli.reporting.svg import COLOURS, svg
 
 VIEWS = ("step", "epoch", "second")
 # Okabe and Ito's colours, which people with any colour vision tell apart; lighter ones for dark.
-LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b5508f", "#c98500", "#3f9bd1", "#6b4fbb", "#5f6b73")
-DARK = ("#5ab4f0", "#ff8a4c", "#2fcf9f", "#e69ac8", "#f0b93a", "#9ad4f7", "#b3a1ff", "#aab4bb")
+# The last four are for sweeps: more than eight runs are nothing unusual there.
+LIGHT = (
+    *("#0072b2", "#d55e00", "#009e73", "#b5508f", "#c98500", "#3f9bd1", "#6b4fbb", "#5f6b73"),
+    *("#7a4a2b", "#7d8f00", "#d6409f", "#111111"),
+)
+DARK = (
+    *("#5ab4f0", "#ff8a4c", "#2fcf9f", "#e69ac8", "#f0b93a", "#9ad4f7", "#b3a1ff", "#aab4bb"),
+    *("#c79a7b", "#c5d64a", "#ff7fc4", "#f0f0f0"),
+)
 GOOD = ("converged", "finished")  # outcomes that need no words
 HEAD = (
     *("run", "algorithm", "workers", "servers", "outcome", "metric", "loss", "steps", "epochs"),

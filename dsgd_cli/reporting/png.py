@@ -80,12 +80,20 @@ def _lines(axes: Any, chart: LineChart) -> None:
     for mark in chart.marks:
         axes.axvline(mark.x, color=_colour(mark.colour), linestyle=":")
     axes.set_ylabel(_plain(chart.y.title))
+    if chart.x.log:
+        axes.set_xscale("log")
+        _ticks(axes.xaxis)
     if chart.y.log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: short(value))  # not typeset: that is slow
-        axes.yaxis.set_minor_formatter(lambda value, _: "")
+        _ticks(axes.yaxis)
     elif chart.y.zero:
         axes.set_ylim(bottom=0)
+
+
+def _ticks(axis: Any) -> None:
+    """Of a logarithmic axis, as in the page; not typeset: that is slow."""
+    axis.set_major_formatter(lambda value, _: short(value))
+    axis.set_minor_formatter(lambda value, _: "")
 
 
 def _bars(axes: Any, chart: BarChart) -> None:

@@ -1,15 +1,16 @@
 """Reading what a run left in its folder, also when the run died in the middle of a line.
 
-A folder is a run's if it has metrics.jsonl or summary.json. Nothing else is taken for granted: a
-record that is no JSON object is counted and left out, a missing summary is made up for by the
-resolved cluster.yaml. Raises UsageError for a folder that is no run.
+A folder is a run's if it has metrics.jsonl or summary.json, and a sweep's, with those of its runs
+inside, if it has sweep.json. Nothing else is taken for granted: a record that is no JSON object is
+counted and left out, a missing summary is made up for by the resolved cluster.yaml. Raises
+UsageError for a folder that is neither.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dsgd_cli.contract.errors import DsgdError, UsageError
 
 Record = Mapping[str, Any]
 METRICS, SUMMARY, CLUSTER = "metrics.jsonl", "summary.json", "cluster.yaml"
+SWEEP = "sweep.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Run:
     records: tuple[Record, ...]
     summary: Record  # empty when the run did not live to write it
     unreadable: int = 0  # lines of metrics.jsonl
+    varied: Mapping[str, str] = field(default_factory=dict)  # its values, in a sweep's report
 
     @property
     def ended(self) -> bool:
@@ -56,15 +59,45 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs of these folders, with names that differ. Raises UsageError."""
-    runs = [read_run(folder) for folder in folders]
+    """The runs of these folders, a sweep's all of them, with names that differ.
+
+    Only a sweep by itself is read as one: what was varied elsewhere has nothing to do with it.
+    Raises UsageError.
+    """
+    found = [each for folder in folders for each in runs_in(folder)]
+    if not found:
+        raise UsageError(f"{folders[0]}: none of the runs of its {SWEEP} is there")
+    runs = [read_run(folder) for folder, _ in found]
     names = [run.name for run in runs]
-    if len(set(names)) == len(names):
+    if len(set(names)) != len(names):
+        runs = [replace(run, name=str(run.folder)) for run in runs]
+    if len(folders) > 1:
         return runs
-    return [
-        Run(str(folder), run.folder, run.records, run.summary, run.unreadable)
-        for folder, run in zip(folders, runs, strict=True)
-    ]
+    return [replace(run, varied=varied) for run, (_, varied) in zip(runs, found, strict=True)]
+
+
+def runs_in(folder: Path) -> list[tuple[Path, Mapping[str, str]]]:
+    """The folder itself, or those of the runs of its sweep, each with its values by key."""
+    if is_run(folder) or not is_sweep(folder):
+        return [(folder, {})]
+    try:
+        entries = _parsed((folder / SWEEP).read_bytes())
+    except OSError as error:
+        raise DsgdError(f"{error.filename}: {error.strerror}") from error
+    return [each for entry in _entries(entries) if is_run((each := _place(folder, entry))[0])]
+
+
+def _entries(told: Any) -> Iterator[Record]:
+    for entry in told if isinstance(told, list) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("run_dir"), str):
+            yield entry
+
+
+def _place(folder: Path, entry: Record) -> tuple[Path, Mapping[str, str]]:
+    """Where a run is, wherever the sweep was moved to, and what it tells of its values."""
+    values = entry.get("sweep")
+    told = values if isinstance(values, dict) else {}
+    return folder / Path(entry["run_dir"]).name, {key: str(value) for key, value in told.items()}
 
 
 def read_run(folder: Path) -> Run:
@@ -82,16 +115,20 @@ def is_run(folder: Path) -> bool:
     return (folder / METRICS).is_file() or (folder / SUMMARY).is_file()
 
 
+def is_sweep(folder: Path) -> bool:
+    return (folder / SWEEP).is_file()
+
+
 def _check(folder: Path) -> None:
     if is_run(folder):
         return
     if not folder.exists():
         raise UsageError(f"{folder}: no such folder", remedy="give the folder of a run: runs/NAME")
-    if folder.is_file() and is_run(folder.parent):
+    if folder.is_file() and (is_run(folder.parent) or is_sweep(folder.parent)):
         raise UsageError(f"{folder} is a file of a run", remedy=f"give its folder: {folder.parent}")
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", remedy="give the folder of a run: runs/NAME")
-    inside = sorted(each for each in folder.iterdir() if each.is_dir() and is_run(each))
+    inside = [each for each in sorted(folder.iterdir()) if is_run(each) or is_sweep(each)]
     newest = max(inside, key=lambda each: each.stat().st_mtime, default=None)
     raise UsageError(
         f"{folder} is not the folder of a run: it has neither {METRICS} nor {SUMMARY}",

@@ -22,7 +22,7 @@ from dsgd_cli.reporting.charts import (
 )
 from dsgd_cli.reporting.scale import Scale, scale, short, tight
 
-COLOURS = 8
+COLOURS = 12
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 68, 18, 14, 46
 ROW = 26  # of lying bars and of timelines
@@ -48,8 +48,9 @@ def svg(chart: Chart, name: str, title: str) -> str:
 
 def _lines(chart: LineChart, name: str, title: str) -> str:
     points = [point for line in chart.lines for point in line.points]
+    places = [point.x for point in points] + [mark.x for mark in chart.marks]
     frame = Frame(
-        tight([point.x for point in points] + [mark.x for mark in chart.marks]),
+        scale(places, log=True) if chart.x.log else tight(places),
         scale([point.y for point in points], log=chart.y.log, zero=chart.y.zero),
     )
     body = [frame.grid_y(), frame.ticks_x(), frame.titles(chart.x.title, chart.y.title)]

@@ -12,7 +12,7 @@ from typing import Any
 from dsgd_cli.contract.errors import DsgdError
 from dsgd_cli.reporting.figures import drawn, figures
 from dsgd_cli.reporting.page import page
-from dsgd_cli.reporting.runs import METRICS, Run, read_runs
+from dsgd_cli.reporting.runs import METRICS, Run, read_runs, runs_in
 
 REPORT = "report.html"
 PLOTS = "plots"
@@ -51,8 +51,8 @@ class Written:
 def write_report(folders: Sequence[Path], target: Path | None = None) -> Written:
     """The report on the runs of these folders.
 
-    `target` is a file (*.html) or a folder; by default it is the run's own folder, or the working
-    folder for several runs. Raises UsageError for a folder that is no run.
+    `target` is a file (*.html) or a folder; by default it is the folder itself, of a run or a
+    sweep, or the working folder for several. Raises UsageError for a folder that is neither.
     """
     runs = read_runs(folders)
     found = figures(runs)
@@ -71,19 +71,20 @@ def write_report(folders: Sequence[Path], target: Path | None = None) -> Written
     return Written(path, plots, tuple(runs))
 
 
-def draw(folders: Sequence[Path], target: Path | None = None) -> list[str]:
-    """The report in passing, at the end of trainings; why there is none, if there could be one.
+def draw(folder: Path) -> list[str]:
+    """The report in passing, at the end of a training or a sweep; why there is none, if there
+    could be one.
 
     Nothing that goes wrong with a picture fails a training.
     """
-    folders = [folder for folder in folders if _has_records(folder)]
-    if not folders:
-        return []
-    by_hand = f"`dsgd report {' '.join(map(str, folders))}`"
-    if not all(map(is_quick, folders)):
-        return [f"many records: {by_hand} draws them"]
+    by_hand = f"`dsgd report {folder}`"
     try:
-        write_report(folders, target)
+        runs = [run for run, _ in runs_in(folder) if _has_records(run)]
+        if not runs:
+            return []
+        if not all(map(is_quick, runs)):
+            return [f"many records: {by_hand} draws them"]
+        write_report([folder])
     except DsgdError as error:
         return [f"no report: {error.message}", *(f"  {line}" for line in error.details)]
     except Exception as error:

@@ -183,6 +183,10 @@ def test_a_sweep_trains_every_combination_and_tells_them_apart(user: User) -> No
     assert [line["run_dir"] for line in kept] == [line["run_dir"] for line in summaries]
     page = (folders[0].parent / "report.html").read_text()
     assert all(folder.name in page for folder in folders)
+    again = user.dsgd("report", str(folders[0].parent), "-o", "again.html")
+    assert again.code == 0, again.err
+    for text in (page, (user.folder / "again.html").read_text()):
+        assert "Seconds to the target by workers" in text and "Speed-up by workers" in text
     user.assert_nothing_left()
 
 

@@ -79,5 +79,16 @@ def folder(
     return path
 
 
+def sweep(path: Path, runs: Iterable[tuple[dict[str, str], Iterable[Any], dict[str, Any]]]) -> Path:
+    """The folder of a sweep: of each run its values, its records, and what its summary has more."""
+    entries = []
+    for number, (values, records, more) in enumerate(runs, 1):
+        words = "-".join(f"{key}-{value}" for key, value in values.items())
+        home = folder(path / f"{number:02}-{words}", records, {**SUMMARY, **more})
+        entries.append({"run_dir": f"elsewhere/{path.name}/{home.name}", "sweep": values})
+    (path / "sweep.json").write_text(json.dumps(entries))
+    return path
+
+
 def run(tmp_path: Path, records: Iterable[Any], **more: Any) -> Run:
     return read_run(folder(tmp_path / "lab-1", records, **more))

@@ -21,7 +21,7 @@ import pytest
 from dsgd_cli.reporting.figures import figures
 from dsgd_cli.reporting.page import page
 from dsgd_cli.reporting.runs import read_runs
-from tests.reporting.runs import evaluate, event, folder, usual
+from tests.reporting.runs import evaluate, event, folder, sweep, usual
 
 MEASURE = """
 <script>
@@ -119,3 +119,22 @@ def test_charts_have_points_and_no_text_is_on_text(
     assert said["overlaps"] == []
     assert said["outside"] == []
     assert said["wide"] <= 0  # the page is not wider than the window
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+def test_a_sweeps_charts_have_them_too(chromium: str, tmp_path: Path, width: int) -> None:
+    cells = []
+    for count in (1, 2, 4, 16):
+        for optimizer in ("{sgd: {learning_rate: 0.05}}", "{adagrad: {learning_rate: 0.02}}"):
+            values = {"workers": str(count), "algorithm": "downpour", "optimizer": optimizer}
+            about = {"examples_per_second": 1000.0 * count**0.8, "target": {"accuracy": 0.9}}
+            cells.append((values, usual(seconds=2, slower=5 / count), about))
+    runs = read_runs([sweep(tmp_path / "lab-sweep", cells)])
+    path = tmp_path / "report.html"
+    path.write_text(page(runs, figures(runs)))
+    said = measured(chromium, path, tmp_path, width)
+    points = dict(said["charts"])
+    assert points["Seconds to the target by workers"] == 8
+    assert points["Speed-up by workers"] == 8 + 4
+    assert said["errors"] == said["overlaps"] == said["outside"] == []
+    assert said["wide"] <= 0
