@@ -192,11 +192,18 @@ def train(
 @set_option
 @json_option
 @yes_option
+@timeout_option
 @click.option(
     "--runs", default="runs", type=click.Path(path_type=Path), help="Where results go: runs/."
 )
 def sweep(
-    file: Path, grid: Sequence[str], overrides: Sequence[str], as_json: bool, yes: bool, runs: Path
+    file: Path,
+    grid: Sequence[str],
+    overrides: Sequence[str],
+    as_json: bool,
+    yes: bool,
+    timeout: float | None,
+    runs: Path,
 ) -> None:
     """Train every combination: dsgd sweep FILE workers=1,2,4 algorithm=downpour,synchronous."""
     console = _console(as_json)
@@ -206,7 +213,8 @@ def sweep(
 
     axes = sweeping.grid(grid)
     cells = sweeping.cells(axes, lambda values: load(file, [*overrides, *values]))
-    options = Options(allow_unconverged=True, runs=runs, confirm=_confirm(yes))
+    console.warn(list(dict.fromkeys(note for cell in cells for note in cell.notes)))
+    options = Options(allow_unconverged=True, timeout_s=timeout, runs=runs, confirm=_confirm(yes))
     made = sweeping.sweep(cells, console, options)
     if as_json:
         for summary in made.summaries:

@@ -2,8 +2,9 @@
 
 `workers=1,2,4 algorithm=downpour,synchronous` are six runs of one description. All of them are
 checked before the first one starts; each is a training of its own, in a folder named after its
-values. A run that misses its target or diverges is a result; one that fails is noted and the others
-go on, unless nothing can go on: Ctrl-C, a cluster that somebody else holds, a teardown that is not
+values. A key that means nothing to an algorithm is left out of its runs, which are trained once. A
+run that misses its target or diverges is a result; one that fails is noted and the others go on,
+unless nothing can go on: Ctrl-C, a cluster that somebody else holds, a teardown that is not
 complete. `grid` and `cells` are pure.
 """
 
@@ -14,8 +15,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from dsgd_cli.contract.errors import (
@@ -26,6 +29,7 @@ from dsgd_cli.contract.errors import (
     TeardownIncomplete,
     UsageError,
 )
+from dsgd_cli.contract.options import Sandblaster
 from dsgd_cli.contract.spec import ClusterSpec, Train
 from dsgd_cli.launcher.collect import make_run_dir
 from dsgd_cli.launcher.follow import TrainScreen
@@ -39,8 +43,11 @@ from dsgd_cli.reporting.write import draw
 MOST = 1000  # runs; more are a slip
 COLUMNS = ("outcome", "value", "loss", "steps", "epochs", "seconds", "examples_per_second")
 HEADS = ("OUTCOME", "VALUE", "LOSS", "STEPS", "EPOCHS", "SECONDS", "EXAMPLES/S")
+OF_BATCHES = (("train", "optimizer"), ("train", "batch_size"))  # sandblaster has neither
 
 Axis = tuple[str, tuple[str, ...]]  # a key as it was written, and its values
+Pairs = tuple[tuple[str, str], ...]  # one value of each
+Loader = Callable[[list[str]], Loaded]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +55,9 @@ class Cell:
     """One run of the sweep, counted from 1: `values` by key, as they were written."""
 
     number: int
-    values: tuple[tuple[str, str], ...]
+    values: Pairs
     spec: ClusterSpec
+    notes: tuple[str, ...] = ()  # what the reader should know of its description
 
     @property
     def label(self) -> str:
@@ -78,10 +86,15 @@ class Sweep:
         """The table: the values of each cell, then what it came to."""
         for cell, summary in zip(self.cells, self.summaries, strict=False):
             cells = [_cell(summary.get(column)) for column in COLUMNS]
-            yield (*(value for _, value in cell.values), *cells)
+            values = dict(cell.values)
+            yield (*(values.get(key, "–") for key in self._keys()), *cells)
 
     def head(self) -> tuple[str, ...]:
-        return (*(key.rpartition(".")[2].upper() for key, _ in self.cells[0].values), *HEADS)
+        return (*(key.rpartition(".")[2].upper() for key in self._keys()), *HEADS)
+
+    def _keys(self) -> list[str]:
+        """All that varies, in the order in which it was given."""
+        return max(([key for key, _ in cell.values] for cell in self.cells), key=len)
 
     def check(self) -> None:
         """Raises what broke the sweep off, else what went wrong first."""
@@ -112,25 +125,49 @@ def grid(expressions: Sequence[str]) -> list[Axis]:
     return axes
 
 
-def cells(axes: Sequence[Axis], load: Callable[[list[str]], Loaded]) -> list[Cell]:
+def cells(axes: Sequence[Axis], load: Loader) -> list[Cell]:
     """Every combination, the last key varying fastest; all mistakes at once, each with its cell."""
-    made: list[Cell] = []
+    made: dict[Pairs, Cell] = {}
     found: list[list[str]] = []  # the lines of each mistake, once
+    wrong = 0
     for values in itertools.product(*(values for _, values in axes)):
         pairs = tuple(zip((key for key, _ in axes), values, strict=True))
         try:
-            spec = load([f"{full_key(key)}={value}" for key, value in pairs]).spec
+            pairs, loaded = _loaded(pairs, load)
         except SpecError as error:
             if not error.details:  # there is no such file
                 raise
+            wrong += 1
             found += [block for block in _blocks(error.details) if block not in found]
         else:
-            made.append(Cell(len(made) + 1, pairs, spec))
+            made.setdefault(pairs, Cell(len(made) + 1, pairs, loaded.spec, loaded.notes))
     if found:
         details = [line for block in found for line in block]
         count = math.prod(len(values) for _, values in axes)
-        raise SpecError(f"{count - len(made)} of {count} runs cannot be", details=details)
-    return made
+        raise SpecError(f"{wrong} of {count} runs cannot be", details=details)
+    return list(made.values())
+
+
+def _loaded(pairs: Pairs, load: Loader) -> tuple[Pairs, Loaded]:
+    """With the values that mean something to the algorithm: `algorithm=downpour,sandblaster
+    optimizer=sgd,adagrad` are three runs, not four of which one is repeated."""
+    kept = tuple(pair for pair in pairs if not _is_of_batches(pair[0]))
+    if kept and len(kept) < len(pairs):
+        with suppress(SpecError):  # below, with the mistakes of the other values
+            loaded = load(_overrides(kept))
+            if isinstance(loaded.spec.train.algorithm, Sandblaster):
+                left_out = " or ".join(key for key, _ in pairs if _is_of_batches(key))
+                note = f"sandblaster has no {left_out}: trained once for all of their values"
+                return kept, replace(loaded, notes=(*loaded.notes, note))
+    return pairs, load(_overrides(pairs))
+
+
+def _is_of_batches(key: str) -> bool:
+    return tuple(full_key(key).split(".")[:2]) in OF_BATCHES
+
+
+def _overrides(pairs: Pairs) -> list[str]:
+    return [f"{full_key(key)}={value}" for key, value in pairs]
 
 
 def _blocks(lines: Sequence[str]) -> list[list[str]]:
@@ -152,20 +189,28 @@ def full_key(key: str) -> str:
 
 
 def sweep(cells: Sequence[Cell], screen: TrainScreen, options: Options) -> Sweep:
-    """Train them one after the other. What went wrong is in `errors`."""
+    """Train them one after the other, all within the timeout. What went wrong is in `errors`."""
     name = cells[0].spec.name
+    left_s = _countdown(options.timeout_s)
     made = Sweep(make_run_dir(f"{name}-sweep", options.runs), cells)
     for cell in cells:
         screen.note(f"── {cell.number}/{len(cells)}  {cell.label}")
-        result = train(
-            cell.spec, screen, replace(options, runs=made.folder, label=cell.folder), Phases()
-        )
+        of_this = replace(options, runs=made.folder, label=cell.folder, timeout_s=left_s())
+        result = train(cell.spec, screen, of_this, Phases())
         _add(made, cell, result)
         if _is_the_end(result):
             made.broken_off = result.error
             break
     made.warnings += draw(made.folder)
     return made
+
+
+def _countdown(timeout_s: float | None) -> Callable[[], float | None]:
+    """What is left of it; never nothing, which would be no timeout."""
+    began_s = monotonic()
+    if timeout_s is None:
+        return lambda: None
+    return lambda: max(0.001, timeout_s - (monotonic() - began_s))
 
 
 def _add(made: Sweep, cell: Cell, result: Result) -> None:

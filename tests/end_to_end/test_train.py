@@ -190,6 +190,15 @@ def test_a_sweep_trains_every_combination_and_tells_them_apart(user: User) -> No
     user.assert_nothing_left()
 
 
+def test_a_sweep_ends_at_its_timeout_with_what_there_is(user: User) -> None:
+    user.write("name: NAME\n")
+    endless = ("--set", "train.until={max_time: 1h}")
+    run = user.dsgd("sweep", "cluster.yaml", "workers=1,2", *endless, "--timeout", "4", "--json")
+    assert run.code == 124, run.err
+    assert [line["outcome"] for line in run.lines if line["type"] == "summary"] == ["timeout"]
+    user.assert_nothing_left()
+
+
 def test_each_worker_is_told_its_gpu_and_a_server_none(user: User) -> None:
     """There need not be one: it is an environment variable, which models of torch's look at."""
     user.write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from dsgd_cli.launcher.down import Receipt
 from dsgd_cli.launcher.load import Loaded, load
 from dsgd_cli.launcher.phases import Phases
 from dsgd_cli.launcher.result import Result
-from dsgd_cli.launcher.sweep import Cell, cells, grid, sweep
+from dsgd_cli.launcher.sweep import Cell, Sweep, cells, grid, sweep
 from dsgd_cli.launcher.train import Options
 
 
@@ -102,6 +103,44 @@ def test_all_mistakes_are_found_before_anything_starts() -> None:
     assert len(carets) == 3  # each has its own, also where two are alike
 
 
+def test_sandblaster_is_trained_once_for_all_optimizers_and_batch_sizes() -> None:
+    made = cells_of("algorithm=downpour,sandblaster", "optimizer=sgd,adagrad", "batch_size=16,64")
+    assert [cell.label for cell in made] == [
+        *(
+            f"algorithm=downpour optimizer={optimizer} batch_size={size}"
+            for optimizer in ("sgd", "adagrad")
+            for size in (16, 64)
+        ),
+        "algorithm=sandblaster",
+    ]
+    assert [cell.number for cell in made] == [1, 2, 3, 4, 5]
+    assert made[-1].folder == "05-algorithm-sandblaster"
+    assert made[-1].notes == (
+        "sandblaster has no optimizer or batch_size: trained once for all of their values",
+    )
+    summaries: list[dict[str, Any]] = [{"outcome": "converged"}] * 5
+    table = Sweep(Path(), made, summaries)
+    assert table.head()[:4] == ("ALGORITHM", "OPTIMIZER", "BATCH_SIZE", "OUTCOME")
+    assert [row[:3] for row in table.rows()][-2:] == [
+        ("downpour", "adagrad", "64"),
+        ("sandblaster", "–", "–"),
+    ]
+
+
+def test_mistakes_are_found_in_what_an_algorithm_has_no_use_for() -> None:
+    with pytest.raises(SpecError, match="3 of 4 runs cannot be") as caught:
+        cells_of("algorithm=downpour,downpur", "optimizer=sgd,agrad")
+    said = [line for line in caught.value.details if line.startswith("--set")]
+    assert len(said) == 2
+
+
+def test_the_notes_on_a_description_are_the_cells() -> None:
+    Path("cluster.yaml").write_text("train: {optimizer: sgd}\n")
+    first, second = cells_of("algorithm=downpour,sandblaster")
+    assert first.notes == ()
+    assert "sandblaster uses no optimizer" in second.notes[0]
+
+
 def test_a_file_that_is_not_there_is_said_as_ever() -> None:
     Path("cluster.yaml").unlink()
     with pytest.raises(SpecError, match=r"cluster\.yaml: no such file"):
@@ -153,6 +192,25 @@ def test_a_run_that_fails_ends_the_sweep_only_if_the_next_would_fail_like_it(
     else:
         with pytest.raises(type(error)):
             found.check()
+
+
+def test_the_timeout_is_that_of_all_runs_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, given = 100.0, []
+    made = cells_of("workers=1,2,4")
+
+    def train(spec: object, screen: object, options: Options, phases: Phases) -> Result:
+        nonlocal now_s
+        given.append(options.timeout_s)
+        now_s += 6
+        return Result(made[0].spec, options.runs / "run", phases)
+
+    monkeypatch.setattr(sweeping, "train", train)
+    monkeypatch.setattr(sweeping, "monotonic", lambda: now_s)
+    sweep(made, Screen(), Options(runs=Path("runs"), timeout_s=10))  # type: ignore[arg-type]
+    assert given == [10, 4, 0.001]
+    given.clear()
+    sweep(made, Screen(), Options(runs=Path("runs")))  # type: ignore[arg-type]
+    assert given == [None] * 3
 
 
 def test_what_broke_it_off_is_what_it_ends_with(monkeypatch: pytest.MonkeyPatch) -> None:
