@@ -205,7 +205,7 @@ svg text.title{font-size:12px;fill:var(--text)}
 .mark{stroke:currentColor;stroke-width:1.5;stroke-dasharray:2 3}
 .view{display:none}.view:not([class*=by-]){display:block}
 .legend{display:flex;flex-wrap:wrap;gap:.1rem .9rem;list-style:none;margin:0;padding:0;
-font-size:.85rem;color:var(--dim);overflow-wrap:anywhere}
+font-size:.85rem;color:var(--dim);overflow-wrap:anywhere;max-height:8.5em;overflow-y:auto}
 .swatch{display:inline-block;width:1.3em;height:0;border-top:3px solid currentColor;
 vertical-align:middle;margin-right:.4em}
 .swatch.dashed{border-top-style:dashed}
@@ -223,5 +223,6 @@ white-space:nowrap}
 .choice legend{float:left;padding:0;margin-right:1rem}
 details{margin-top:.5rem;font-size:.9rem}summary{cursor:pointer;color:var(--dim)}
 details .wide{max-height:20rem;overflow-y:auto}
-@media print{.view{display:block}.choice{display:none}figure{break-inside:avoid}}
+@media print{.view{display:block}.choice{display:none}.legend{max-height:none}
+figure{break-inside:avoid}}
 """
