@@ -9,6 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help demo install test test-all test-torch check lint types proto bench compare clean system
+.PHONY: figures-distbelief figures-seed
 
 help:
 	@echo "make demo      install into .venv and train on the digits: 2 servers, 2 workers, this machine"
@@ -18,6 +19,8 @@ help:
 	@echo "make check     lint, types and tests"
 	@echo "make bench     measure what the README says: start-up and shutdown, and dsgd beside its peers"
 	@echo "make compare   measure the algorithms beside each other, and beside torch"
+	@echo "make figures-distbelief  DistBelief's figures 3 to 5: HOSTS='gpu[1-8]' WORKERS=1,2,4,8"
+	@echo "make figures-seed  error by epoch and second for some numbers of workers; CALTECH=/a/folder"
 	@echo "make proto     generate the code of dsgd_cli/wire/dsgd.proto"
 
 demo: $(VENV)/.installed
@@ -74,6 +77,28 @@ bench: $(VENV)/.dev $(PEERS)/.installed system
 
 compare: $(VENV)/.dev $(PEERS)/.installed
 	$(BIN)/python -m tests.benchmarks.algorithms --peers $(PEERS)/bin/python
+
+# The figures of others, as the reports of sweeps: on this machine, or where HOSTS says. OPTIONS is
+# for whatever else your hosts need, and for more to vary (the figures show medians over seeds):
+# OPTIONS='--set ssh.user=ml --set env=existing seed=0,1,2'.
+WORKERS ?= 1,2,4
+HOSTS ?= local
+SWEEP = $(BIN)/dsgd sweep --set 'hosts=$(HOSTS)'
+
+figures-distbelief: $(VENV)/.installed
+	$(SWEEP) cluster_templates/distbelief.yaml workers=$(WORKERS) algorithm=downpour,sandblaster \
+	  'optimizer={sgd: {learning_rate: 0.05}},{adagrad: {learning_rate: 0.02}}' $(OPTIONS)
+
+# The network for Caltech-101, then the recurrent one. Photographs are not shipped: without a folder
+# of them, the same layers learn the digits, and their figures are called after those.
+CALTECH ?=
+DIGITS = --set name=caltech101-layers-digits --set train.data=digits --set train.until.accuracy=0.97 \
+  --set train.optimizer.adagrad.learning_rate=0.005
+figures-seed: $(VENV)/.torch
+	$(if $(CALTECH),,@echo "CALTECH names no folder: the layers for Caltech-101, on the digits")
+	$(SWEEP) cluster_templates/caltech101.yaml workers=$(WORKERS) \
+	  $(if $(CALTECH),--set train.data.images=$(CALTECH),$(DIGITS)) $(OPTIONS)
+	$(SWEEP) cluster_templates/seq2seq.yaml workers=$(WORKERS) $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from dsgd_cli.contract.options import ALGORITHMS
 from dsgd_cli.launcher.load import load
 from dsgd_cli.launcher.placement import place
+from dsgd_cli.launcher.sweep import Cell, cells, grid
 from dsgd_cli.learning.adapters import load_data, load_model
 
 FOLDER = Path(__file__).parents[1] / "cluster_templates"
@@ -21,6 +24,7 @@ def test_all_of_them_are_there() -> None:
     assert names == [
         "caltech101",
         "convnet",
+        "distbelief",
         "downpour",
         "localhost",
         "own-model",
@@ -69,6 +73,31 @@ def test_what_is_commented_out_is_valid_too(path: Path, tmp_path: Path) -> None:
     for model in FOLDER.glob("*.py"):
         (tmp_path / model.name).write_bytes(model.read_bytes())
     load(file)
+
+
+@pytest.mark.parametrize(
+    ("target", "runs"),
+    [
+        (["figures-distbelief"], [9]),
+        (["figures-distbelief", "WORKERS=1,2,4,8", "HOSTS=gpu[01-16]", "OPTIONS=seed=0,1"], [24]),
+        (["figures-seed"], [3, 3]),
+        (["figures-seed", f"CALTECH={FOLDER}", "WORKERS=2,8"], [2, 2]),
+    ],
+)
+def test_the_figures_of_others_are_sweeps_that_can_be(target: list[str], runs: list[int]) -> None:
+    command = ["make", "-n", "-C", str(FOLDER.parent), *target]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = said.replace("\\\n", "").splitlines()
+    made = [cells_of(shlex.split(line)[2:]) for line in lines if "bin/dsgd sweep" in line]
+    assert [len(each) for each in made] == runs
+    assert len({cell.spec.name for each in made for cell in each}) == len(runs)
+
+
+def cells_of(words: list[str]) -> list[Cell]:
+    """What `dsgd sweep` makes of its arguments."""
+    overrides = [words[at + 1] for at, word in enumerate(words) if word == "--set"]
+    file, *axes = [word for word in words if word != "--set" and word not in overrides]
+    return cells(grid(axes), lambda values: load(FOLDER.parent / file, [*overrides, *values]))
 
 
 def test_the_model_of_ones_own_learns() -> None:
