@@ -26,7 +26,7 @@ from dsgd_cli.learning.readers import idx
 from dsgd_cli.learning.readers.cache import begin, kept, look_up, mapped
 
 SMALL_BYTES = 8 << 20
-FACTS = "facts.json"  # {"digest": of the data set, "pixels": names of arrays that are such}
+FACTS = "facts.json"  # digest, classes, and "pixels": the names of arrays that are such
 VERSION = 1  # of what is in the cache: of this module and of the readers
 
 # reader -> the files that it will read
@@ -89,7 +89,8 @@ def _write(data: Dataset, folder: Path) -> None:
             for rows in pieces(array):
                 file.write(np.ascontiguousarray(array[rows]).data)
     pixels = [name for name in ARRAYS if isinstance(getattr(data, name), Pixels)]
-    (folder / FACTS).write_text(json.dumps({"digest": data.digest(), "pixels": pixels}))
+    facts = {"digest": data.digest(), "classes": data.classes, "pixels": pixels}
+    (folder / FACTS).write_text(json.dumps(facts))
 
 
 def _entry(folder: Path, name: str, dtype: str) -> Dataset | None:
@@ -100,6 +101,8 @@ def _entry(folder: Path, name: str, dtype: str) -> Dataset | None:
         for each in ARRAYS:
             raw = mapped(folder / f"{each}.npy")
             arrays.append(Pixels(raw, np.dtype(dtype)) if each in facts["pixels"] else raw)
-        return Dataset(name, *arrays, known=facts["digest"])
+        x, y, x_test, y_test = arrays
+        classes = tuple(map(str, facts["classes"]))
+        return Dataset(name, x, y, x_test, y_test, classes, known=facts["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,7 +1,7 @@
 """What can be drawn: values that `figures` makes and that `svg` and `png` draw as they are.
 
-`colour` counts from 0 and means the same run (or worker, shard, part, line of a sweep) in every chart
-of a page. The text `said` of a point is its tooltip.
+`colour` counts from 0 and means the same run (or worker, shard, part, line of a sweep) in every
+chart of a page. The text `said` of a point is its tooltip.
 """
 
 from __future__ import annotations

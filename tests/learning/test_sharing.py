@@ -75,6 +75,12 @@ def csv(tmp_path: Path) -> Path:
     return tmp_path / "data.csv"
 
 
+def csv_with_names(tmp_path: Path) -> Path:
+    rows = [",".join([*map(str, row), ("cat", "ant")[i % 2]]) for i, row in enumerate(numbers()[0])]
+    (tmp_path / "data.csv").write_text("\n".join(rows))
+    return tmp_path / "data.csv"
+
+
 def svmlight(tmp_path: Path) -> Path:
     dump_svmlight_file(*numbers(), str(tmp_path / "data.svm"))
     return tmp_path / "data.svm"
@@ -127,8 +133,8 @@ def entries(home: Path) -> list[Path]:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("kind", "write"),
-    [*WRITERS.items(), ("npz", npz_with_a_test_set)],
-    ids=lambda value: str(value),
+    [*WRITERS.items(), ("npz", npz_with_a_test_set), ("csv", csv_with_names)],
+    ids=lambda value: getattr(value, "__name__", value),
 )
 def test_what_is_shared_is_what_is_read(
     tmp_path: Path, kind: str, write: Callable[[Path], Path], dtype: str
@@ -139,6 +145,7 @@ def test_what_is_shared_is_what_is_read(
         np.testing.assert_array_equal(one, other)
         assert one.dtype == other.dtype and is_mapped(other) and not other.flags.writeable
     assert (data.name, data.digest()) == (plain.name, plain.digest())
+    assert data.classes == plain.classes
     assert type(data.x) is type(plain.x) and data.x[:2].dtype == dtype
     np.testing.assert_array_equal(data.example(4)[0], plain.example(4)[0])
 

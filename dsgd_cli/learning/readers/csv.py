@@ -6,7 +6,7 @@ import csv as csv_format
 import itertools
 import re
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,8 @@ def csv(
     whole numbers become class numbers as they are; texts are numbered in alphabetical order; other
     numbers stay as they are.
     """
-    x, y = _examples(path, _inspect(path, label, delimiter), delimiter)
-    return hold_out(path.name, x, y, test_fraction)
+    x, y, classes = _examples(path, _inspect(path, label, delimiter), delimiter)
+    return replace(hold_out(path.name, x, y, test_fraction), classes=classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ def _lines(path: Path, head: _Head) -> Generator[tuple[int, str], None, None]:
                 yield number, line
 
 
-def _examples(path: Path, head: _Head, delimiter: str) -> tuple[Array, Array]:
-    """x as float32, and labels."""
+def _examples(path: Path, head: _Head, delimiter: str) -> tuple[Array, Array, tuple[str, ...]]:
+    """x as float32, labels, and what the labels are called, if they are texts."""
     classes: dict[str, int] = {}
     table = _table(path, head, delimiter, classes if head.texts else None)
     with np.errstate(over="ignore"):  # infinity, which is refused
@@ -113,7 +113,7 @@ def _examples(path: Path, head: _Head, delimiter: str) -> tuple[Array, Array]:
     _check_finite(path, head, numbers, table)
     y = _labels(table[:, head.label], classes)
     del table  # twice as large as x, of which there will be copies
-    return np.delete(numbers, head.label, axis=1), y
+    return np.delete(numbers, head.label, axis=1), y, tuple(sorted(classes))
 
 
 def _table(path: Path, head: _Head, delimiter: str, classes: dict[str, int] | None) -> Array:

@@ -47,7 +47,7 @@ def images(
     Classes are numbered in alphabetical order. `test_fraction` of each class is held out, always
     the same.
     """
-    files = _listed(path)
+    classes, files = _listed(path)
     y = np.array([file.label for file in files])
     train, test = split(y, test_fraction)
     if not len(test):
@@ -64,14 +64,13 @@ def images(
     def make(folder: Path) -> None:
         chosen = [files[i] for i in order]
         _decode_all(path, chosen, shape, json.dumps(options), folder)
-        if _listed(path) != files:
+        if _listed(path) != (classes, files):
             raise UserCodeError(f"{path.name}: it changed while it was read", remedy="run again")
 
     raw, source = kept(key[:32], partial(_read, shape=shape), make)
     n = len(train)
-    return Dataset(
-        path.name, Pixels(raw[:n], source=source), y[train], Pixels(raw[n:], source=source), y[test]
-    )
+    x, x_test = Pixels(raw[:n], source=source), Pixels(raw[n:], source=source)
+    return Dataset(path.name, x, y[train], x_test, y[test], classes)
 
 
 # ── files ──────────────────────────────────────────────────────────────────────────────────────
@@ -87,10 +86,10 @@ class _File:
     mtime_ns: int
 
 
-def _listed(folder: Path) -> list[_File]:
-    """All images, class by class, in the order of their names."""
+def _listed(folder: Path) -> tuple[tuple[str, ...], list[_File]]:
+    """The classes, and all images, class by class in the order of their names."""
     try:
-        classes = [entry.name for entry in _visible(folder) if entry.is_dir()]
+        classes = tuple(entry.name for entry in _visible(folder) if entry.is_dir())
         if len(classes) < 2:
             found = f"only one class in it, {classes[0]}" if classes else "no class's folder in it"
             raise UserCodeError(f"{folder.name}: {found}", remedy=LAYOUT)
@@ -103,7 +102,7 @@ def _listed(folder: Path) -> list[_File]:
                     f"{folder.name}/{name}: no images in this folder ({', '.join(SUFFIXES)})",
                     remedy="put images there, or remove the folder",
                 )
-        return files
+        return classes, files
     except OSError as error:
         raise UserCodeError(
             f"{error.filename or folder.name}: cannot be read: {error.strerror}", remedy=LAYOUT

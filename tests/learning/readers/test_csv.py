@@ -49,8 +49,9 @@ def test_csv_with_a_header_a_mark_and_empty_lines(tmp_path: Path) -> None:
 def test_csv_with_labels_of_text(tmp_path: Path) -> None:
     kinds = ["setosa", '"virginica"', " versicolor"]
     rows = [f"{i};{kinds[i % 3]}" for i in range(9)]
-    _, y, _ = from_csv(tmp_path, "\n".join(rows), delimiter=";", test_fraction=0.3)
+    _, y, data = from_csv(tmp_path, "\n".join(rows), delimiter=";", test_fraction=0.3)
     assert y.tolist() == [0, 2, 1] * 3  # in alphabetical order
+    assert data.classes == ("setosa", "versicolor", "virginica")
     _, y, _ = from_csv(tmp_path, "\n".join(["a;b", *rows]), delimiter=";")
     assert len(y) == 9
 

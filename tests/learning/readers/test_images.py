@@ -59,6 +59,7 @@ def test_classes_are_numbered_by_name_and_values_are_from_0_to_1(tmp_path: Path)
     data = read(photos(tmp_path))
     assert (data.x.shape, data.x_test.shape) == ((24, 4, 6, 3), (6, 4, 6, 3))
     assert np.bincount(data.y).tolist() == [8, 8, 8]
+    assert data.classes == ("blue", "green", "red")
     assert np.bincount(data.y_test).tolist() == [2, 2, 2]
     assert (data.x[:1].dtype, data.y.dtype) == (np.float32, np.int64)
     for x, y in ((data.x[:], data.y), (data.x_test[:], data.y_test)):
