@@ -26,7 +26,7 @@ from dsgd_cli.engine.algorithms.streaming import Streaming
 from dsgd_cli.engine.training import Training
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire.channels.base import Operation
-from tests.engine.schedules import assert_caught, checked
+from tests.engine.schedules import assert_caught, checked, some_places
 
 SHARDS = 2
 TENSORS = (("W", (1,)),)
@@ -95,8 +95,9 @@ class Worker:
         world = self.world
         algorithm = {"name": "stale_synchronous", "bound": world.bound, "push_every": world.every}
         train = {"algorithm": algorithm, "optimizer": {"name": "sgd", "options": {}}}
-        examples = world.examples
-        data = SimpleNamespace(x=np.zeros(examples), y=np.zeros(examples), examples=examples)
+        here = world.size(self.who[0])
+        data = SimpleNamespace(x=np.zeros(here), y=np.zeros(here), examples=here)
+        examples = sum(world.sizes)
         material: Any = SimpleNamespace(data=data, examples=examples, batch_size=world.batch)
         shards: Any = self.parameters
         computing: Any = self
@@ -110,7 +111,7 @@ class Worker:
         return 1.0, self.world.random.random() > self.ill
 
     def order(self, epoch: int) -> Any:
-        return np.arange(self.world.examples)
+        return np.arange(self.world.size(self.who[0]))
 
     # what it says
 
@@ -130,10 +131,9 @@ class Worker:
     def obey(self, order: e.Decision) -> None:
         match order:
             case e.Prepare():
-                world = self.world
-                self.outbox.append(
-                    e.Prepared(*self.who, TENSORS, "float32", world.examples, digest="d")
-                )
+                size = self.world.size(self.who[0])
+                told = e.Prepared(*self.who, TENSORS, "float32", size, "d", f"of {size}", size)
+                self.outbox.append(told)
             case e.Initialise():
                 self.outbox.append(e.Initialised(*self.who))
             case e.Grant(_, task):
@@ -160,7 +160,9 @@ class World:
     def __init__(self, seed: int) -> None:
         self.random = rng = random.Random(seed)
         self.bound, self.every = rng.choice([0, 1, 3]), rng.choice([1, 1, 3])
-        self.examples, self.batch = rng.choice([3, 20, 41]), rng.choice([1, 4])
+        examples, self.batch = rng.choice([3, 20, 41]), rng.choice([1, 4])
+        self.places = some_places(seed, 4)
+        self.sizes = [examples + 5 * each for each in range(1 + max(self.places, default=0))]
         self.until = rng.choice(
             [
                 e.Until(max_steps=rng.choice([1, 30, 61])),
@@ -175,6 +177,7 @@ class World:
                 until=self.until,
                 every=rng.choice([e.Every(3, "step"), e.Every(10, "step"), e.Every()]),
                 algorithm={"name": "stale_synchronous", "bound": self.bound},
+                places=self.places,
             )
         )
         self.shards: list[Contents] = [Counter() for _ in range(SHARDS)]
@@ -187,14 +190,20 @@ class World:
         self.deaths = self.reads = 0
         self.finish: e.Finish | None = None
 
+    def size(self, worker: int) -> int:
+        """How many examples its host has."""
+        return self.sizes[self.places[worker] if self.places else 0]
+
     def run(self) -> e.Finish:
-        for number in range(self.random.choice([1, 2, 3, 4])):
+        workers = self.random.choice([1, 2, 3, 4])
+        for number in range(len(self.places) or workers):
             self.join(number)
         for _ in range(self.random.choice([100, 400])):
             self.happen()
         for number in [n for n, worker in self.workers.items() if worker.dead]:
             self.lose(number)
-        self.join(0)
+        for number in range(max(len(self.places), 1)):
+            self.join(number)
         for _ in range(MOST_STEPS):
             if self.finish is not None:
                 return self.finish
