@@ -418,3 +418,60 @@ def test_hosts_whose_examples_do_not_fit_together(
     assert run.code == 6, run.err
     assert "differ in their training examples" in run.err
     assert "per_host" in run.err
+
+
+def test_workers_that_have_their_hosts_examples_alone_come_back(
+    user: User, hosts: Hosts, parts: list[Dataset]
+) -> None:
+    data = f"train:\n  data: {{npz: 'host:{PART}', per_host: true}}"
+    text = CLUSTER.replace("train:", data).replace(
+        "accuracy: 0.97, max_epochs: 100", "max_epochs: 250"
+    )
+    write(user, hosts, text)
+    process = user.start("train", "--json")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if '"progress"' in line and '"epoch": 0' not in line:
+            break
+    theirs = {"worker/2", "worker/3"}
+    workers = [each.pid for each in hosts[1].processes() if theirs & set(each.cmdline)]
+    assert len(workers) == 2
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    summary = json.loads(out.splitlines()[-1])
+    folder = user.folder / summary["run_dir"]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lost = [record["process"] for record in records if record.get("event") == "lost"]
+    assert set(lost) == theirs
+    n = sum(part.examples for part in parts)
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    assert len(epochs) == 250
+    assert all(line["distinct"] == line["n"] == n <= line["examples"] for line in epochs)
+
+
+@pytest.mark.slow
+def test_when_a_host_with_examples_of_its_own_is_gone_the_run_ends_with_what_it_has(
+    user: User, hosts: Hosts, parts: list[Dataset]
+) -> None:
+    a, b = hosts
+    data = f"train:\n  data: {{npz: 'host:{PART}', per_host: true}}"
+    text = ENDLESS.replace("train:", data).replace(
+        "servers: 2", f"servers: {{count: 2, on: [{a.address}]}}"
+    )
+    write(user, hosts, text)
+    process = user.start("train", "--json")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if '"progress"' in line and '"epoch": 0' not in line:
+            break
+    b.unplug()
+    out, err = process.communicate(timeout=150)
+    b.plug()
+    assert process.returncode == 6, err
+    assert "no worker/2 or worker/3 for 60 s: nobody has its examples" in err
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["outcome"] == "failed"
+    model = load_file(user.folder / summary["run_dir"] / "model.safetensors")
+    assert all(np.isfinite(array).all() for array in model.values())
