@@ -15,22 +15,15 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
     model_validator,
 )
-from pydantic_core import core_schema
 
-from dsgd_cli.contract import names
-from dsgd_cli.contract.durations import format_duration, parse_duration
 from dsgd_cli.contract.mistakes import (
     MAX_MISTAKES,
     Mistake,
-    did_you_mean,
     mistake,
     mistakes,
     show,
@@ -38,23 +31,31 @@ from dsgd_cli.contract.mistakes import (
 from dsgd_cli.contract.options import (
     ALGORITHMS,
     CHANNELS,
-    DATASETS,
-    MODEL_FILES,
-    MODELS,
     OPTIMIZERS,
-    READERS,
     Downpour,
     Plateau,
     Sandblaster,
-    Source,
     StaleSynchronous,
     Synchronous,
 )
+from dsgd_cli.contract.references import DataRef, ModelRef
+from dsgd_cli.contract.texts import (
+    ADDRESS,
+    ENV_NAME,
+    Address,
+    HostKey,
+    HostName,
+    Name,
+    Port,
+    Python,
+    Seconds,
+    Text,
+    Tree,
+    User,
+)
 from dsgd_cli.contract.values import (
-    FROZEN,
     Every,
     Number,
-    Table,
     Whole,
     checked,
     choice,
@@ -70,135 +71,8 @@ DAY_S = 86_400.0
 DEFAULT_MAX_EPOCHS = 100
 DEFAULT_BATCH_SIZE = 32
 
-ADDRESS = re.compile(
-    r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9a-fA-F:.]{2,45}(%[A-Za-z0-9_]{1,15})?"
-)
-HOST_NAME = r"[A-Za-z0-9][A-Za-z0-9._:%-]{0,252}"
-USER = r"[A-Za-z0-9_][A-Za-z0-9_.@$+\\-]{0,63}"
-PYTHON = r"[A-Za-z0-9._/+][A-Za-z0-9._/+-]{0,254}"
-HOST_KEY = r"SHA256:[A-Za-z0-9+/]{43}=?"
-ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,254}"
-MODULE = r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.[A-Za-z_][A-Za-z0-9_]{0,99}){0,20}"
-TORCH = re.compile(r".*[^/]\.py:[A-Za-z_]\w{0,99}")  # a file, and a class or function in it
-DURATION = r"^([0-9]+(\.[0-9]+)? *(ms|s|m|h|d) *)+$"  # for editors; `parse_duration` decides
-LOAD = "load"  # a function of the user's, in front of its file or module
-ON_HOST = "host:"  # in front of a path: it is on the hosts already
-# what a path is by the end of its name
-MODEL_SUFFIXES = {".py": "file"}
-DATA_SUFFIXES = {
-    ".py": "file",
-    ".npz": "npz",
-    ".csv": "csv",
-    ".svm": "svmlight",
-    ".svmlight": "svmlight",
-    ".libsvm": "svmlight",
-}
-
-
-# ── kinds of text ──────────────────────────────────────────────────────────────────────────────
-
-
-def _matching(pattern: str, what: str, hint: str) -> AfterValidator:
-    def check(text: str) -> str:
-        if re.fullmatch(pattern, text) is None:
-            if text.startswith("-"):
-                raise mistake(f"{show(text)} is not {what}", "it must not start with '-'")
-            raise mistake(f"{show(text)} is not {what}", hint)
-        return text
-
-    return AfterValidator(check)
-
-
-def _printable(text: str) -> str:
-    if not text.strip():
-        raise mistake("empty text", "give it a value, or remove the line")
-    if len(text) > 4096:
-        raise mistake(f"{show(text)} is too long", "4096 characters at most")
-    if not text.isprintable():
-        raise mistake(f"{show(text)} has control characters", "write plain text on one line")
-    return text
-
-
-def _cluster_name(text: str) -> str:
-    if names.NAME.fullmatch(text) is None:
-        near = re.sub(r"[^a-z0-9]+", "-", text.lower())[:63].strip("-")
-        other = f", such as '{near}'" if near else ""
-        raise mistake(f"{show(text)} is not a name", f"use a-z, 0-9 and '-'{other}")
-    return text
-
-
-def _address(text: str) -> str:
-    if ADDRESS.fullmatch(text) is not None and ".." not in text:
-        return text
-    what = f"{show(text)} is not an address"
-    user, at, rest = text.rpartition("@")
-    if at and re.fullmatch(USER, user) and ADDRESS.fullmatch(rest):
-        raise mistake(what, f"write {{address: {rest}, user: {user}}}")
-    host, colon, port = text.rpartition(":")
-    if colon and port.isdigit() and ADDRESS.fullmatch(host):
-        raise mistake(what, f"write {{address: {host}, port: {port[:5]}}}")
-    if text.startswith("-"):
-        raise mistake(what, "it must not start with '-'")
-    raise mistake(what, "write a host name or an IP address")
-
-
-class Seconds:
-    """A duration within bounds, written `15s` or as a number; marks its fields as durations."""
-
-    def __init__(self, low_s: float, high_s: float) -> None:
-        self.low_s = low_s
-        self.high_s = high_s
-
-    def check(self, value: object) -> object:
-        seconds = value
-        if isinstance(value, str):
-            try:
-                seconds = parse_duration(value)
-            except ValueError as why:
-                raise mistake(f"{show(value)} is not a duration", str(why)) from None
-        if value is None:
-            return value
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-            raise mistake(f"expected a duration, found {show(value)}", "write 15s, 10m or 1h")
-        if not self.low_s <= seconds <= self.high_s:
-            low, high = format_duration(self.low_s), format_duration(self.high_s)
-            raise mistake(f"{show(value)} is out of range", f"it must be between {low} and {high}")
-        return float(seconds)
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
-        return core_schema.no_info_before_validator_function(self.check, handler(source))
-
-    def __get_pydantic_json_schema__(
-        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        number = {"type": "number", "minimum": self.low_s, "maximum": self.high_s}
-        return {"anyOf": [number, {"type": "string", "pattern": DURATION}]}
-
-
-Text = Annotated[str, AfterValidator(_printable)]
-Name = Annotated[str, AfterValidator(_cluster_name)]
-Address = Annotated[str, AfterValidator(_address)]
-HostName = Annotated[str, _matching(HOST_NAME, "a host's name", "use letters, digits, '.' and '-'")]
-User = Annotated[str, _matching(USER, "a user name", "use letters, digits, '.', '_' and '-'")]
-Python = Annotated[
-    str, _matching(PYTHON, "a path of python", "write python3 or a path such as /usr/bin/python3")
-]
-HostKey = Annotated[
-    str,
-    _matching(HOST_KEY, "a host key", "write SHA256:… as `ssh-keygen -lf` prints it"),
-]
-Port = Annotated[int, Field(strict=True, ge=1, le=65_535)]
-
 
 # ── hosts ──────────────────────────────────────────────────────────────────────────────────────
-
-
-class Tree(BaseModel):
-    """Base of the tree's nodes: frozen, nothing unknown."""
-
-    model_config = FROZEN
 
 
 class Slots(Tree):
@@ -374,176 +248,6 @@ class Workers(Tree):
 
 
 # ── training ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _reference(text: str, table: Table, suffixes: Mapping[str, str], what: str) -> dict[str, Any]:
-    """A string that names a built-in, a file or a module -> the long form without options."""
-    on_host = text.startswith(ON_HOST)
-    path = text.removeprefix(ON_HOST)
-    _printable(text)
-    if on_host and not path.startswith("/"):
-        raise mistake(f"{show(text)} is not absolute", "write host:/path")
-    for suffix, kind in suffixes.items():
-        if path.endswith(suffix) and path.rpartition("/")[2] != suffix:
-            return {"kind": kind, "path": path, "on_host": on_host}
-    if on_host or "/" in path or path.startswith((".", "~")):
-        hint = "its name must end with .py"
-        hint += " (or say what it is: {csv: path})" if len(suffixes) > 1 else ""
-        raise mistake(f"{show(text)} is not a {what}", hint)
-    if path in table:
-        return {"kind": "builtin", "name": path}
-    if "." in path and re.fullmatch(MODULE, path):
-        return {"kind": "module", "name": path}
-    hint = f"{did_you_mean(path, table)} (your own: path/to/{what}.py)"
-    raise mistake(f"unknown {what} {show(text)}", hint)
-
-
-class _Ref(Tree):
-    """Where a model or the data come from."""
-
-    name: str = Field(default="", description="name of the built-in, the module, or torch's class")
-    path: str = Field(
-        default="", description="the file or folder, on this machine unless `on_host`"
-    )
-    on_host: bool = Field(default=False, strict=True, description="it is on the hosts already")
-    options: dict[str, Any] = Field(default={}, description="options of the built-in")
-
-
-def _long_ref(value: Mapping[str, object], table: Table, readers: Table, what: str) -> object:
-    """Checks the long form `{kind: …, name: …, path: …, options: …}`, as a dump gives it."""
-    kind, name, path = value.get("kind"), value.get("name", ""), value.get("path", "")
-    fields = (DataRef if what == "data" else ModelRef).model_fields
-    ref = {key: value[key] for key in value if key in fields}
-    if len(ref) != len(value):
-        unknown = next(key for key in value if key not in ref)
-        hint = did_you_mean(unknown, fields)
-        raise mistake(f"unknown key {show(unknown)}", hint, (unknown,), key=True)
-    if kind in ("file", "module") and value.get("options"):
-        raise mistake(f"a {what} of your own takes no options", "remove them", ("options",))
-    if kind == "builtin":
-        name = known(table, name, what, ("name",), key=False)
-        return {**ref, "options": checked(table, name, value.get("options"), ("options",))}
-    if kind in readers:
-        ref["options"] = checked(readers, str(kind), value.get("options"), ("options",))
-    if kind == "module" and (not isinstance(name, str) or re.fullmatch(MODULE, name) is None):
-        raise mistake(f"{show(name)} is not a module", "write package.module", ("name",))
-    if kind != "module" and (kind == "file" or kind in readers):
-        if not isinstance(path, str):
-            raise mistake(f"expected a path, found {show(path)}", "", ("path",))
-        _printable(path)
-    return ref
-
-
-class ModelRef(_Ref):
-    """The model: a built-in, a file or a module with plain functions, or a module of torch's."""
-
-    kind: Literal["builtin", "file", "module", "torch"] = Field(
-        default="builtin", description="what it is"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _long(cls, value: object) -> object:
-        if isinstance(value, str):
-            if TORCH.fullmatch(value):
-                raise mistake(f"{show(value)} is not a model", f"write {{torch: {show(value)}}}")
-            value = _reference(value, MODELS, MODEL_SUFFIXES, "model")
-        elif isinstance(value, Mapping) and "torch" in value:
-            value = _torch_mapping(value)
-        elif isinstance(value, Mapping) and "kind" not in value:
-            name, options = choice(MODELS, value, "model")
-            value = {"kind": "builtin", "name": name, "options": options}
-        if not isinstance(value, Mapping):
-            raise mistake(f"expected a model, found {show(value)}", "write mlp or path/to/model.py")
-        ref = _long_ref(value, MODELS, MODEL_FILES, "model")
-        if value.get("kind") == "torch" and not str(value.get("name")).isidentifier():
-            what = f"{show(value.get('name'))} is not the name of a class"
-            raise mistake(what, "write a name in the file", ("name",))
-        return ref
-
-
-def _torch_mapping(value: Mapping[str, object]) -> dict[str, Any]:
-    """`{torch: path/to/net.py:Net}` -> the long form."""
-    text = value["torch"]
-    if len(value) > 1:
-        other = next(key for key in value if key != "torch")
-        raise mistake(f"unknown key {show(other)}", "torch takes no options", (other,), key=True)
-    if not isinstance(text, str) or TORCH.fullmatch(text) is None:
-        hint = "write path/to/net.py:Net"
-        raise mistake(f"{show(text)} is not a file and a class in it", hint, ("torch",))
-    _printable(text)
-    on_host = text.startswith(ON_HOST)
-    path, _, name = text.removeprefix(ON_HOST).rpartition(":")
-    if on_host and not path.startswith("/"):
-        raise mistake(f"{show(text)} is not absolute", "write host:/path", ("torch",))
-    return {"kind": "torch", "path": path, "name": name, "on_host": on_host}
-
-
-class DataRef(_Ref):
-    """The data: a built-in, arrays, a table, a file or a module with a `load` function."""
-
-    kind: Literal["builtin", "npz", "csv", "svmlight", "idx", "images", "file", "module"] = Field(
-        default="builtin", description="what it is"
-    )
-    per_host: bool = Field(
-        default=False, strict=True, description="each host has examples of its own"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _long(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = _reference(value, DATASETS, DATA_SUFFIXES, "data")
-        elif isinstance(value, Mapping) and "kind" not in value:
-            value = _data_mapping(value)
-        if not isinstance(value, Mapping):
-            raise mistake(f"expected data, found {show(value)}", "write digits or {npz: path}")
-        return _long_ref(value, DATASETS, READERS, "data")
-
-    @model_validator(mode="after")
-    def _sense(self) -> "DataRef":
-        if self.per_host and self.kind == "builtin":
-            raise mistake("what is built in is the same on every host", "remove `per_host`")
-        if self.per_host and self.kind in READERS and not self.on_host:
-            what = "a path on this machine is the same for every host"
-            raise mistake(what, "write host:/path, or remove `per_host`", (self.kind,))
-        return self
-
-
-def _data_mapping(value: Mapping[str, object]) -> dict[str, Any]:
-    """`{csv: path, option: …}`, `{load: data.py, …}` or `{digits: {}}` -> the long form."""
-    also = {"per_host": value["per_host"]} if "per_host" in value else {}
-    rest = {key: value[key] for key in value if key not in also}
-    for reader in (*READERS, LOAD):
-        if reader in rest:
-            text = rest.pop(reader)
-            if not isinstance(text, str):
-                raise mistake(f"expected a path, found {show(text)}", "", (reader,))
-            return {**(_load(text, rest) if reader == LOAD else _read(reader, text, rest)), **also}
-    built_in: Table = {**DATASETS, **READERS}
-    name, options = choice(built_in, rest, "data")
-    return {"kind": "builtin", "name": name, "options": options, **also}
-
-
-def _read(reader: str, path: str, options: Mapping[str, object]) -> dict[str, Any]:
-    """What one of the readers reads."""
-    _printable(path)
-    on_host = path.startswith(ON_HOST)
-    if on_host and not path.startswith(f"{ON_HOST}/"):
-        raise mistake(f"{show(path)} is not absolute", "write host:/path")
-    complete = checked(READERS, reader, options, ())
-    path = path.removeprefix(ON_HOST)
-    return {"kind": reader, "path": path, "on_host": on_host, "options": complete}
-
-
-def _load(text: str, rest: Mapping[str, object]) -> dict[str, Any]:
-    """A file or a module of the user's with a function `load`."""
-    for other in rest:
-        hint = did_you_mean(other, [LOAD, *Source.model_fields])
-        raise mistake(f"unknown key {show(other)}", hint, (other,), key=True)
-    if text.isidentifier():
-        raise mistake(f"{show(text)} is not a file or a module", "write path/to/data.py", (LOAD,))
-    return _reference(text, {}, MODEL_SUFFIXES, "data")
 
 
 class Optimizer(Tree):

@@ -30,18 +30,16 @@ from dsgd_cli.contract.options import (
     Rule,
     Source,
 )
-from dsgd_cli.contract.spec import (
+from dsgd_cli.contract.references import (
     DATA_SUFFIXES,
     LOAD,
-    MAX_SERVERS,
-    MAX_WORKERS,
     MODEL_SUFFIXES,
     ON_HOST,
-    ClusterSpec,
     DataRef,
     ModelRef,
-    Seconds,
 )
+from dsgd_cli.contract.spec import MAX_SERVERS, MAX_WORKERS, ClusterSpec
+from dsgd_cli.contract.texts import Seconds
 from dsgd_cli.contract.values import Every, Table
 from dsgd_cli.launcher.nodes import resolve
 

@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 
 import dsgd_cli
-from dsgd_cli.contract.spec import ClusterSpec, DataRef, ModelRef
+from dsgd_cli.contract.references import DataRef, ModelRef
+from dsgd_cli.contract.spec import ClusterSpec
 from dsgd_cli.launcher import ship
 from dsgd_cli.launcher.cluster import Cluster
 from dsgd_cli.launcher.environment import EXTRAS, Extra, Wheel, pip_timeout_s, wheels_for

@@ -29,7 +29,8 @@ from dsgd_cli.contract.errors import (
     UserCodeError,
 )
 from dsgd_cli.contract.options import FOLDERS
-from dsgd_cli.contract.spec import DATA_SUFFIXES, ClusterSpec, DataRef, ModelRef
+from dsgd_cli.contract.references import DATA_SUFFIXES, DataRef, ModelRef
+from dsgd_cli.contract.spec import ClusterSpec
 from dsgd_cli.launcher.load import load
 from dsgd_cli.launcher.modules import find_module
 from dsgd_cli.launcher.remote import Message

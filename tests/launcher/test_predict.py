@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dsgd_cli.contract.spec import DataRef
+from dsgd_cli.contract.references import DataRef
 from dsgd_cli.launcher.load import load
 from dsgd_cli.launcher.predict import _override
 
