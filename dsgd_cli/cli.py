@@ -36,11 +36,28 @@ set_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines on stdout.")
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask: replace what differs.")
+
+
+def _duration(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    """As in the file, `90s` or `10m`; a plain number is seconds. Gives seconds."""
+    from dsgd_cli.contract.durations import parse_duration
+
+    if text is None:
+        return None
+    try:
+        seconds = parse_duration(text)
+    except ValueError as why:
+        raise click.BadParameter(f"{text!r} is not a duration: {why}") from None
+    if not 0.1 <= seconds <= 1e9:
+        raise click.BadParameter(f"{text!r} is out of range: at least 0.1s")
+    return seconds
+
+
 timeout_option = click.option(
     "--timeout",
-    type=click.FloatRange(min=0.1, max=1e9),
-    metavar="SECONDS",
-    help="Give up after this time: exit code 124.",
+    callback=_duration,
+    metavar="TIME",
+    help="Give up after this time, such as 90s or 10m: exit code 124.",
 )
 
 

@@ -226,3 +226,12 @@ def test_top_says_that_the_run_of_a_kept_cluster_is_over(user: User) -> None:
     assert user.dsgd("down").code == 0
     assert user.finish(watching, timeout_s=10).code == 0
     user.assert_nothing_left()
+
+
+def test_a_timeout_is_written_as_durations_are_in_the_file(user: User) -> None:
+    user.write(CLUSTER)
+    for text, said in (("22:30", "write 22m30s"), ("0s", "at least 0.1s"), ("x", "15s, 10m, 1h")):
+        run = user.dsgd("train", "--timeout", text)
+        assert run.code == 2
+        assert said in run.err
+    assert user.dsgd("train", "--timeout", "2m").code == 0

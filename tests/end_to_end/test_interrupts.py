@@ -63,7 +63,7 @@ def test_a_second_ctrl_c_kills(user: User) -> None:
 
 
 def test_the_timeout_is_124_and_clean(user: User) -> None:
-    process = training(user, "--timeout", "4")
+    process = training(user, "--timeout", "4s")
     run = user.finish(process, timeout_s=30)
     assert (run.code, run.summary["outcome"]) == (124, "timeout")
     user.assert_nothing_left()
