@@ -52,7 +52,7 @@ def shared_data(
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
     entry = partial(_entry, name=path.name, dtype=dtype)
     data: Dataset | None = None
-    if sum(size for _, size, _ in files) <= SMALL_BYTES:
+    if sum(size for _, size, *_ in files) <= SMALL_BYTES:
         if (found := look_up(key, entry)) is not None:
             return found
         data = read()
@@ -67,13 +67,15 @@ def shared_data(
     return kept(key, entry, make)
 
 
-def _states(files: Sequence[Path]) -> list[tuple[str, int, int]] | None:
-    """(path, bytes, mtime_ns) of each; None where one cannot be read, which its reader explains."""
+def _states(files: Sequence[Path]) -> list[tuple[str, int, int, int]] | None:
+    """(path, bytes, mtime_ns, ctime_ns) of each; None where one cannot be read, which its reader
+    explains. Copies keep their mtime, but no two files of hosts that share a home have one ctime.
+    """
     try:
         found = [(str(file.resolve()), file.stat()) for file in files]
     except (OSError, RuntimeError):  # RuntimeError: links in a circle
         return None
-    return [(path, state.st_size, state.st_mtime_ns) for path, state in found]
+    return [(path, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for path, at in found]
 
 
 def _raw(data: Dataset, name: str) -> Array:

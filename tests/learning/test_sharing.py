@@ -180,6 +180,16 @@ def test_a_changed_file_is_another(tmp_path: Path, reads: list[str]) -> None:
     np.testing.assert_array_equal(after.x, load_data("csv", path=path).x)
 
 
+def test_a_file_of_the_same_size_and_mtime_is_another(tmp_path: Path, reads: list[str]) -> None:
+    """As `cp -p` and `rsync -t` leave it, and as two hosts have it that share a home."""
+    path = csv(tmp_path)
+    before, state = shared("csv", path), path.stat()
+    path.write_text(path.read_text().replace("0", "1", 1))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size
+    assert shared("csv", path).digest() != before.digest() and len(reads) == 2
+
+
 def test_workers_of_a_host_read_once(tmp_path: Path, home: Path) -> None:
     path, context = csv(tmp_path), multiprocessing.get_context("fork")
     answers = context.SimpleQueue()

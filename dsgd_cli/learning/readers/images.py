@@ -58,7 +58,7 @@ def images(
     order = np.concatenate([train, test])
     shape = (len(files), *size) if grey else (len(files), *size, 3)
     options = [VERSION, list(size), grey, test_fraction]
-    state = [[file.name, file.bytes, file.mtime_ns] for file in files]
+    state = [[file.name, file.bytes, file.mtime_ns, file.ctime_ns] for file in files]
     key = hashlib.sha256(json.dumps([str(path.resolve()), *options, state]).encode()).hexdigest()
 
     def make(folder: Path) -> None:
@@ -84,6 +84,7 @@ class _File:
     label: int
     bytes: int
     mtime_ns: int
+    ctime_ns: int  # which a copy does not keep, and which differs between hosts that share a home
 
 
 def _listed(folder: Path) -> tuple[tuple[str, ...], list[_File]]:
@@ -126,7 +127,8 @@ def _below(folder: Path, name: str, label: int) -> Iterator[_File]:
             found = entry.stat()
             if not stat.S_ISREG(found.st_mode):
                 raise UserCodeError(f"{inner}: not a regular file", remedy="remove it")
-            yield _File(inner, label, found.st_size, found.st_mtime_ns)
+            times = (found.st_mtime_ns, found.st_ctime_ns)
+            yield _File(inner, label, found.st_size, *times)
 
 
 def split(y: Array, fraction: float) -> tuple[Array, Array]:
