@@ -84,7 +84,8 @@ def _path(ref: Mapping[str, Any], sent: str | None) -> Path | None:
 def _digest(model: Model, data: Dataset, source: Path | None, seed: int) -> str:
     """Equal on all workers that will compute the same. The first parameters are left out: their
     last bits may depend on the processor, and one worker alone writes them."""
-    hashed = hashlib.sha256(json.dumps([seed, model.name, data.classes]).encode())
+    form = [[each.shape[1:], each.dtype.kind == "f"] for each in (data.x, data.y)]
+    hashed = hashlib.sha256(json.dumps([seed, model.name, data.classes, form]).encode())
     if source is not None and source.is_file():
         hashed.update(source.read_bytes())
     return hashed.hexdigest()

@@ -102,8 +102,9 @@ class Moved:
 class Prepared:
     """Answer to `Prepare`: model and data are loaded.
 
-    `digest` is of what all workers must have alike: the model, the seed, the names of the classes;
-    `data_digest` of the examples, which those of one partition must have alike.
+    `digest` is of what all workers must have alike: the model, the seed, the form of an example,
+    the names of the classes; `data_digest` of the examples, which those of one partition must have
+    alike.
     """
 
     worker: int

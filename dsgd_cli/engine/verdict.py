@@ -79,7 +79,7 @@ def difference(first: Prepared, other: Prepared, same_data: bool = True) -> str 
     pairs = {
         "dtype": (other.dtype, first.dtype),
         "tensors": (_shapes(other), _shapes(first)),
-        "model, or the names of the classes (digest)": (other.digest, first.digest),
+        "model, form of an example or names of the classes (digest)": (other.digest, first.digest),
     }
     also = "" if same_data else FORM
     if same_data and (other.examples, other.data_digest) != (first.examples, first.data_digest):
