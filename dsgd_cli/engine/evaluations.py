@@ -50,6 +50,15 @@ class Evaluation:
             for name in common
         }
 
+    def worst(self) -> int:
+        """Who is to be named if the metrics are bad: the loss not finite, or the fewest of them."""
+
+        def how_good(worker: int) -> tuple[bool, int]:
+            metrics = self.answers[worker].metrics
+            return math.isfinite(metrics.get("loss", 0.0)), len(metrics)
+
+        return min(self.weights, key=how_good)
+
 
 @dataclass(slots=True)
 class Evaluations:

@@ -23,7 +23,7 @@ from dsgd_cli.engine import convergence, patience, verdict
 from dsgd_cli.engine.algorithms.base import Left, Reached, Strategy
 from dsgd_cli.engine.algorithms.table import make_strategy
 from dsgd_cli.engine.convergence import Streak
-from dsgd_cli.engine.evaluations import Evaluations
+from dsgd_cli.engine.evaluations import Evaluation, Evaluations
 from dsgd_cli.engine.events import (
     Claimed,
     Committed,
@@ -277,8 +277,9 @@ class Training:
             return
         partition = self._partition(member.worker)
         what = "the training set is empty" if event.examples < 1 else None
+        per_host = bool(self._settings.places)
         for other, reference in self._references.items():
-            what = what or difference(reference, event, same_data=other == partition)
+            what = what or difference(reference, event, other == partition, per_host)
         if what is not None:
             self._end(Why.FAILED, what, Failure(process_name("worker", event.worker), what))
             return
@@ -358,11 +359,12 @@ class Training:
             now_s=self._now_s,
         )
         self._record(line)
-        self._weigh(event.worker)
+        self._weigh(evaluation)
 
-    def _weigh(self, worker: int) -> None:
-        """What the metrics mean for the run; `worker` was the last to answer."""
+    def _weigh(self, evaluation: Evaluation) -> None:
+        """What the metrics mean for the run."""
         step, metrics = self._ledger.steps, self._metrics
+        worker = evaluation.worst()
         absent = self._evaluations.missing(metrics)
         if reason := convergence.diverged_evaluation(metrics, step=step, worker=worker):
             self._end(Why.DIVERGED, reason)

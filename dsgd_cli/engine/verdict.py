@@ -72,9 +72,11 @@ def metric_name(until: Until, metrics: Mapping[str, float]) -> str | None:
     return next(iter(convergence.targets(until)), None) or metric_of(metrics)
 
 
-def difference(first: Prepared, other: Prepared, same_data: bool = True) -> str | None:
-    """One sentence about what two workers do not agree on, or None. `same_data`: they have the
-    same examples."""
+def difference(
+    first: Prepared, other: Prepared, same_data: bool = True, per_host: bool = False
+) -> str | None:
+    """One sentence about what two workers do not agree on, or None. `same_data`: they should have
+    the same examples; `per_host`: it has been said that hosts have not."""
     names = [process_name("worker", who.worker) for who in (other, first)]
     pairs = {
         "dtype": (other.dtype, first.dtype),
@@ -87,7 +89,7 @@ def difference(first: Prepared, other: Prepared, same_data: bool = True) -> str 
             "training examples": (str(other.examples), str(first.examples)),
             "contents of the data (digest)": (other.data_digest, first.data_digest),
         }
-        also = OWN
+        also = "" if per_host else OWN
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:
             return f"{names[0]} and {names[1]} differ in their {what}: {theirs} and {ours}{also}"
