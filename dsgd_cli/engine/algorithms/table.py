@@ -39,10 +39,11 @@ def _stale_synchronous(settings: Settings, partitions: Partitions) -> Strategy:
 def _synchronous(settings: Settings, partitions: Partitions) -> Strategy:
     backups = settings.algorithm["backup_workers"]
     assert settings.batch_size is not None
-    # Two steps are out at once, however few the examples: that many epochs.
-    two_steps = -(-2 * settings.workers * settings.batch_size // min(partitions.sizes))
+    ahead = EPOCHS_AHEAD
+    if len(partitions.sizes) == 1:  # two steps are out at once, however few the examples
+        ahead += -(-2 * settings.workers * settings.batch_size // partitions.examples)
     return Synchronous(
-        _queue(settings, partitions.owners(), EPOCHS_AHEAD + two_steps),
+        _queue(settings, partitions.owners(), ahead),
         partitions,
         needed=settings.workers - backups,
         backups=backups,
