@@ -121,7 +121,8 @@ def _override(path: Path, data: str) -> str:
     if Path(data).is_dir():
         kinds.update(FOLDERS)
     kind = next((kind for kind in kinds if kind in own), None)
-    value = data if kind is None else {**own, kind: data}
+    options = {key: value for key, value in own.items() if key != "per_host"}  # it is here
+    value = data if kind is None else {**options, kind: data}
     return f"train.data={json.dumps(value)}"
 
 

@@ -14,6 +14,7 @@ from dsgd_cli.launcher.predict import _override
 @pytest.mark.parametrize(
     ("own", "given", "kind", "options"),
     [
+        ("{csv: 'host:/a.csv', label: y, per_host: true}", "b.csv", "csv", {"label": "y"}),
         ("{images: photos, size: [8, 9]}", "new", "images", {"size": [8, 9], "grey": False}),
         ("{idx: photos}", "new", "idx", {"test_fraction": 0.2}),
         ("{svmlight: a.svm, features: 7}", "b.libsvm", "svmlight", {"features": 7}),
