@@ -160,6 +160,11 @@ class TaskQueue:
         lease = self._leases.get(worker, {}).get(task_id)
         return None if lease is None else lease.task.epoch
 
+    def offers(self) -> set[int]:
+        """The partitions of which something may be leased now."""
+        numbers = range(len(self.partitions.sizes))
+        return {number for number in numbers if self._next_epoch(number) is not None}
+
     def lease(self, worker: int, max_batches: int | None = None) -> Task | None:
         """Cut the next task for this worker, or None when nothing may be leased now."""
         partition = self.partitions.of(worker)

@@ -129,7 +129,8 @@ class Streaming(Strategy):
         members = self._admit(members, reached)
         queue = self._queue
         partition = queue.partitions.of
-        hungry = list(members)
+        offers = queue.offers()  # first: at each event nearly all may wait for the other hosts
+        hungry = [m for m in members if partition(m.worker) in offers]
         while hungry := [m for m in hungry if queue.held(m.worker) < TASKS_HELD]:
             member = min(hungry, key=lambda m: (queue.held(m.worker), m.turn))
             task = queue.lease(member.worker, self._batches_left(reached))

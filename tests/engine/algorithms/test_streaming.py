@@ -95,6 +95,28 @@ def test_everybody_gets_two_tasks_those_without_any_first() -> None:
     assert all(len(tasks) == TASKS_HELD for tasks in made.tasks.values())
 
 
+def test_whose_partition_is_dry_is_asked_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a host for each of many workers that would cost more than all the rest of an event."""
+    partitions = Partitions((*(BATCH for _ in range(9)), 10_000), tuple(range(10)))
+    made = Cluster(Streaming(TaskQueue(partitions, BATCH)))
+    made.join(*range(10))
+    made.work()
+    for worker in range(9):
+        while made.tasks[worker]:
+            made.finish(worker)
+            made.work()
+    made.finish(9)
+    asked, lease = [], TaskQueue.lease
+
+    def counted(self: TaskQueue, worker: int, max_batches: int | None = None) -> Task | None:
+        asked.append(worker)
+        return lease(self, worker, max_batches)
+
+    monkeypatch.setattr(TaskQueue, "lease", counted)
+    assert made.trains() == {9}
+    assert asked == [9]
+
+
 def test_a_worker_is_expected_at_work_while_it_holds_a_task() -> None:
     made = cluster(examples=20)
     made.join(0)
