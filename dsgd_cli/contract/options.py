@@ -232,6 +232,11 @@ class Svmlight(Options):
     features: Annotated[Whole, Field(ge=1, le=10**9)] | None = Field(
         default=None, description="columns; default: as many as the largest index needs"
     )
+    zero_based: bool | None = Field(
+        default=None,
+        strict=True,
+        description="indices count from 0; default: if there is an index 0, else from 1",
+    )
     test_fraction: Number = Field(default=0.2, gt=0, lt=1, description="part that is held out")
 
 

@@ -382,6 +382,7 @@ class Training:
             return
         self._draining.discard(member.worker)
         self._strategy.withdraw(member.worker)
+        self._strategy.back(member.worker)
         self._evaluations.leave(member.worker)  # one that it had not begun
 
     def _end(
@@ -441,8 +442,9 @@ class Training:
         if self._now_s - self._worked_s > patience.STALL_S:
             reason = f"no worker has done anything for {patience.STALL_S:.0f} s"
             self._end(Why.FAILED, reason, Failure("", reason, kind="internal"))
-        if self._settings.places and self._now_s - self._seen_s > patience.ABSENT_S:
-            reason = f"{self._absent()} for {patience.ABSENT_S:.0f} s: nobody has its examples"
+        if self._partition_count > 1 and self._now_s - self._seen_s > patience.ABSENT_S:
+            absent = " or ".join(self._absent())
+            reason = f"no {absent} for {patience.ABSENT_S:.0f} s: nobody has its examples"
             self._end(Why.FAILED, reason, Failure("", reason, kind="internal"))
         if self._ending is not None:
             self._leave_training(self._ending)
@@ -574,7 +576,8 @@ class Training:
     def _too_late(self, members: list[Member], what: str) -> None:
         """There is nothing to be kept yet, so there is no use in trying on."""
         if self._ending is None:
-            processes = [process_name("worker", member.worker) for member in members]
+            late = [process_name("worker", member.worker) for member in members]
+            processes = late or self._absent()
             who = ", ".join(processes) or "the workers"
             error = f"{who} did not {what} within {patience.SETUP_S:.0f} s"
             self._end(Why.FAILED, error, Failure(next(iter(processes), ""), error))
@@ -587,16 +590,13 @@ class Training:
     def _partition_count(self) -> int:
         return 1 + max(self._settings.places, default=0)
 
-    def _absent(self) -> str:
-        """Of whom nobody is here, in words; "": of every partition somebody is."""
+    def _absent(self) -> list[str]:
+        """The workers of a partition of which none is here; none: of every one somebody is."""
         here = {self._partition(member.worker) for member in self._members.every()}
-        absent = [each for each in range(self._partition_count) if each not in here]
-        if not absent:
-            return ""
-        if not self._settings.places:
-            return "no worker"
-        of_it = [w for w, place in enumerate(self._settings.places) if place == absent[0]]
-        return f"no {' or '.join(process_name('worker', worker) for worker in of_it)}"
+        workers = range(max(self._settings.workers, len(self._settings.places)))
+        absent = [worker for worker in workers if self._partition(worker) not in here]
+        first = {self._partition(worker) for worker in absent[:1]}
+        return [process_name("worker", w) for w in absent if self._partition(w) in first]
 
     @property
     def _epochs(self) -> int:

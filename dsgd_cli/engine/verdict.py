@@ -18,6 +18,7 @@ from dsgd_cli.engine.events import Failure, Outcome, Prepared, Until
 from dsgd_cli.engine.plateau import metric_of
 
 OWN = "; if each host has examples of its own, say so: `per_host: true`"
+SAME = "; remove `per_host`, or give each host its own"
 FORM = "; the examples of each host (`per_host`) must have the same form, and all classes"
 
 
@@ -93,6 +94,8 @@ def difference(
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:
             return f"{names[0]} and {names[1]} differ in their {what}: {theirs} and {ours}{also}"
+    if not same_data and other.data_digest == first.data_digest:
+        return f"{names[0]} and {names[1]} have the same examples, on different hosts{SAME}"
     return None
 
 

@@ -76,7 +76,7 @@ class Strategy(ABC):
         self._away.add(worker)
 
     def back(self, worker: int) -> None:
-        """It has answered."""
+        """It has answered, or it has drained and will not."""
         self._away.discard(worker)
 
     @abstractmethod

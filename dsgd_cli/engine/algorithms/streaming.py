@@ -95,7 +95,6 @@ class Streaming(Strategy):
         self._queue.put_back(left)
 
     def withdraw(self, worker: int) -> None:
-        self._away.discard(worker)  # an evaluation that it had not begun
         if self._clocks is not None:
             self._clocks.pause(worker)
         self._queue.put_back(self._queue.withdraw(worker))

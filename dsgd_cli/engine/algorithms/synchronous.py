@@ -256,7 +256,7 @@ class Synchronous(Strategy):
         somebody who is free, or what there is has been measured."""
         if self._measuring:
             return True
-        short = len(members) < self.needed
+        short, dry = len(members) < self.needed, False
         for step in (self._step, self._step + 1):
             while not self._has_enough(step, short):
                 free = [m for m in members if self._is_free(m.worker, step, short)]
@@ -268,11 +268,12 @@ class Synchronous(Strategy):
                 allowed = self._batches_allowed(reached)
                 found = self._find([member.worker for member in free], step, allowed)
                 if found is None:
-                    return step == self._step
+                    dry = dry or step == self._step
+                    break
                 yield self._work(*found, step, reached.now_s)
-            if len(self._of_step(step)) < self.needed:  # what is missing comes before the next
-                return False
-        return False
+            if not dry and len(self._of_step(step)) < self.needed:
+                return False  # what is missing comes before the next
+        return dry
 
     def _has_enough(self, step: int, short: bool) -> bool:
         """Whether another batch of this step would be of no use."""

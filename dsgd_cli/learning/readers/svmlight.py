@@ -19,8 +19,14 @@ MAX_DENSE_BYTES = 8 << 30
 FORM = "a line is `label index:value index:value …`, with ascending indices"
 
 
-def svmlight(path: Path, features: int | None = None, test_fraction: float = 0.2) -> Dataset:
-    """One example a line. Indices count from 1, or from 0 where an index 0 is found.
+def svmlight(
+    path: Path,
+    features: int | None = None,
+    zero_based: bool | None = None,
+    test_fraction: float = 0.2,
+) -> Dataset:
+    """One example a line. Indices count from 1, or from 0 if `zero_based`; where that is None, from
+    0 if an index 0 is found.
 
     `features` is the number of columns, by default as many as the largest index needs. Labels that
     are whole numbers become class numbers as they are, but for -1 and 1, which become 0 and 1.
@@ -39,7 +45,8 @@ def svmlight(path: Path, features: int | None = None, test_fraction: float = 0.2
     y = class_numbers(np.array(rows.labels))
     if y.dtype.kind == "i" and np.array_equal(np.unique(y), [-1, 1]):
         y = (y + 1) // 2
-    return hold_out(path.name, _dense(rows, features, path.name), y, test_fraction)
+    x = _dense(rows, features, zero_based, path.name)
+    return hold_out(path.name, x, y, test_fraction)
 
 
 class _Rows:
@@ -51,6 +58,7 @@ class _Rows:
         self.indices = array("q")
         self.values = array("f")
         self.last = (-1, "")  # the largest index, and where it is
+        self.zero = ""  # where the first index 0 is
 
 
 def _take(rows: _Rows, words: list[str], where: str) -> None:
@@ -72,6 +80,8 @@ def _take(rows: _Rows, words: list[str], where: str) -> None:
         rows.indices.append(index)
         rows.values.append(_number(text, f"value of index {index}", where))
         before, length = index, length + 1
+        if index == 0 and not rows.zero:
+            rows.zero = where
     rows.lengths.append(length)
     if before > rows.last[0]:
         rows.last = (before, where)
@@ -89,10 +99,15 @@ def _number(text: str, what: str, where: str) -> float:
     return number
 
 
-def _dense(rows: _Rows, features: int | None, name: str) -> Array:
+def _dense(rows: _Rows, features: int | None, zero_based: bool | None, name: str) -> Array:
     indices = np.array(rows.indices)
     largest, where = rows.last
-    first = 1 if len(indices) and indices.min() > 0 else 0
+    if zero_based is False and rows.zero:
+        remedy = "remove `zero_based: false`"
+        raise UserCodeError(f"{rows.zero}: index 0, but they count from 1", remedy=remedy)
+    if zero_based is None:
+        zero_based = bool(rows.zero) or not len(indices)
+    first = 0 if zero_based else 1
     columns = largest + 1 - first if features is None else features
     if columns <= 0:
         raise UserCodeError(f"{name}: no example has a value", remedy=FORM)

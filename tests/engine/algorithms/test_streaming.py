@@ -217,6 +217,7 @@ def test_who_drains_instead_of_evaluating_counts_again() -> None:
     made.work()
     made.strategy.away(0)
     made.strategy.withdraw(0)
+    made.strategy.back(0)
     made.tasks[0].clear()
     assert advances(made.work()) == [(0, 0)]
 

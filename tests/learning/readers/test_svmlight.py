@@ -121,3 +121,16 @@ def test_svmlight_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "marked"
     path.write_text("\ufeff1 1:1\n" + "2 1:3\n" * 9)
     assert load_data("svmlight", path=path).examples == 8
+
+
+def test_where_indices_begin_may_be_said(tmp_path: Path) -> None:
+    """A part of a file that counts from 0 may happen to have no index 0."""
+    path = tmp_path / "part.svm"
+    path.write_text("1 1:5 3:7\n0 2:1\n1 1:2\n0 1:3\n1 2:2\n")
+    for zero_based, place in ((True, 1), (False, 0), (None, 0)):
+        data = load_data("svmlight", path=path, options={"features": 4, "zero_based": zero_based})
+        both = np.concatenate([data.x, data.x_test])
+        assert both[both[:, place] == 5].any() and both.shape == (5, 4)
+    path.write_text("1 1:5\n0 0:1\n")
+    with pytest.raises(UserCodeError, match=r"part\.svm:2: index 0, but they count from 1"):
+        load_data("svmlight", path=path, options={"zero_based": False, "test_fraction": 0.5})
