@@ -8,6 +8,7 @@ touches a file.
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -171,12 +172,14 @@ def _data_mapping(value: Mapping[str, object]) -> dict[str, Any]:
     """`{csv: path, option: …}`, `{load: data.py, …}` or `{digits: {}}` -> the long form."""
     also = {"per_host": value["per_host"]} if "per_host" in value else {}
     rest = {key: value[key] for key in value if key not in also}
-    for reader in (*READERS, LOAD):
-        if reader in rest:
-            text = rest.pop(reader)
-            if not isinstance(text, str):
-                raise mistake(f"expected a path, found {show(text)}", "", (reader,))
-            return {**(_load(text, rest) if reader == LOAD else _read(reader, text, rest)), **also}
+    kinds = [kind for kind in (*READERS, LOAD) if kind in rest]
+    if len(kinds) > 1:
+        raise mistake(f"expected one kind of data, found {', '.join(kinds)}", "name one of them")
+    for kind in kinds:
+        text = rest.pop(kind)
+        if not isinstance(text, str):
+            raise mistake(f"expected a path, found {show(text)}", "", (kind,))
+        return {**(_load(text, rest) if kind == LOAD else _read(kind, text, rest)), **also}
     built_in: Table = {**DATASETS, **READERS}
     name, options = choice(built_in, rest, "data")
     return {"kind": "builtin", "name": name, "options": options, **also}
@@ -188,6 +191,10 @@ def _read(reader: str, path: str, options: Mapping[str, object]) -> dict[str, An
     on_host = path.startswith(ON_HOST)
     if on_host and not path.startswith(f"{ON_HOST}/"):
         raise mistake(f"{show(path)} is not absolute", "write host:/path")
+    for key in options.keys() - READERS[reader].model_fields.keys():
+        if get_close_matches(key, Source.model_fields):  # which is no option of the reader's
+            hint = did_you_mean(key, Source.model_fields)
+            raise mistake(f"unknown key {show(key)}", hint, (key,), key=True)
     complete = checked(READERS, reader, options, ())
     path = path.removeprefix(ON_HOST)
     return {"kind": reader, "path": path, "on_host": on_host, "options": complete}

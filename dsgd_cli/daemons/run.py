@@ -175,6 +175,7 @@ class Run:
             "metrics": dict(finish.metrics),
             "best": best_of(finish.best),
             "staleness": staleness_of(finish),
+            "classes": finish.classes,
         }
         self._report({"type": "finished", **finite({**fields, **about})})
         self.stop()
@@ -394,6 +395,7 @@ def event_of(worker: int, incarnation: int, kind: str, body: Any) -> ev.Event:
             body.digest,
             body.data_digest,
             body.held_out,
+            tuple(body.classes),
         )
     if kind == "initialised":
         return ev.Initialised(*who)

@@ -92,6 +92,7 @@ class Trainer:
                     digest=self._material.digest,
                     data_digest=self._material.data_digest,
                     held_out=len(data.x_test),
+                    classes=data.classes,
                 )
             )
         )

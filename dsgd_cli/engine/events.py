@@ -115,6 +115,7 @@ class Prepared:
     digest: str
     data_digest: str = ""
     held_out: int = 0  # examples that evaluations are of
+    classes: tuple[str, ...] = ()  # what class numbers are called, if the data say so
 
 
 @dataclass(frozen=True, slots=True)
@@ -546,6 +547,7 @@ class Finish:
     best: Best | None = None  # the best of all evaluations
     staleness: Mapping[int, int] = field(default_factory=dict)  # updates by others -> pushes
     dropped: int = 0  # pushes that came too late
+    classes: tuple[str, ...] = ()  # what class numbers are called, if the data say so
 
 
 Decision = (

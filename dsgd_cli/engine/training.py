@@ -674,6 +674,7 @@ class Training:
                 best=self._evaluations.best,
                 staleness=dict(sorted(self._ledger.staleness.items())),
                 dropped=self._ledger.dropped,
+                classes=next((each.classes for each in self._references.values()), ()),
             )
         )
 

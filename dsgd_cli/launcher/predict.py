@@ -70,6 +70,7 @@ def predict(run: Path, options: Options) -> Message:
             "data": _file(spec.train.data, "data"),
         },
         "own": options.data is None,
+        "classes": _classes(run),
         "part": options.part,
         "out": None if options.out is None else str(options.out),
     }
@@ -98,6 +99,15 @@ def _model_file(run: Path, best: bool) -> Path:
         other = "" if best or not (run / "best.safetensors").is_file() else "try --best"
         raise UsageError(f"{run} has no {name}: the run brought no such model home", remedy=other)
     return run / name
+
+
+def _classes(run: Path) -> list[str]:
+    """What the run's class numbers are called; nothing where the run or its data did not say."""
+    try:
+        found = json.loads((run / "summary.json").read_text()).get("classes") or []
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [str(name) for name in found]
 
 
 def _spec(run: Path, data: str | None) -> ClusterSpec:

@@ -80,6 +80,7 @@ class Result:
             "model": str(self.model) if self.model else None,
             "best": self._best(run),
             "staleness": run.get("staleness"),
+            "classes": run.get("classes") or [],
             "stopped": self.receipt.stopped if self.receipt else 0,
             "left": len(self.receipt.left) if self.receipt else 0,
         }

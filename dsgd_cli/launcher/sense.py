@@ -11,6 +11,7 @@ from dsgd_cli.contract.mistakes import Mistake
 from dsgd_cli.contract.names import counted
 from dsgd_cli.contract.options import Downpour, Sandblaster, Synchronous
 from dsgd_cli.contract.spec import ClusterSpec
+from dsgd_cli.launcher import placement
 
 ALGORITHM = ("train", "algorithm")
 
@@ -46,6 +47,14 @@ def doubts(spec: ClusterSpec) -> Iterator[Mistake]:
                 f" of {most} will drop many",
                 f"use at least {workers}, or stale_synchronous, which waits instead",
             )
+    hosts = placement.eligible(spec.hosts, spec.workers.on)
+    if spec.train.data.per_host and workers < len(hosts):
+        yield Mistake(
+            ("workers",),
+            f"{counted(workers, 'worker')} on {len(hosts)} hosts that may have one: with"
+            " `per_host`, the examples of hosts without a worker are not used",
+            f"use at least {len(hosts)} workers, or name those hosts in `workers.on`",
+        )
     if isinstance(algorithm, Sandblaster) and "optimizer" in spec.train.model_fields_set:
         yield Mistake(
             ("train", "optimizer"),

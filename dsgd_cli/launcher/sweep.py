@@ -200,6 +200,8 @@ def sweep(cells: Sequence[Cell], screen: TrainScreen, options: Options) -> Sweep
         _add(made, cell, result)
         if _is_the_end(result):
             made.broken_off = result.error
+            if left := len(cells) - cell.number:
+                made.warnings.append(f"{left} of {len(cells)} runs were not begun")
             break
     made.warnings += draw(made.folder)
     return made

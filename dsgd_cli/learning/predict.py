@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ from dsgd_cli.learning.tensors import misfits, read_tensors
 Array = NDArray[Any]
 Order = Mapping[str, Any]
 HELD_OUT, TRAINING, ALL = "held-out", "training", "all"
+MOST_NAMES = 20  # of classes in a message
 WHOLE_FRACTION = 0.5  # of another file, which is put together again: two rows are enough
 
 
@@ -58,7 +59,8 @@ def predict(order: Order) -> dict[str, Any]:
     """Compute, write the outputs, and say the metrics. Raises UserCodeError and SpecError.
 
     `order`: model_file, train (as the run's), seed, files ({model, data: path or None}), own
-    (whether the data are those of the run), part (or None), out (or None).
+    (whether the data are those of the run), classes (the names of the run's), part (or None), out
+    (or None).
     """
     train, files = order["train"], order["files"]
     params = read_tensors(Path(order["model_file"]))
@@ -79,7 +81,7 @@ def predict(order: Order) -> dict[str, Any]:
             raise _misfit(order, examples, [*unfit, error.message]) from error
     classes = _classes(outputs, examples.y)
     if order["out"]:
-        write(Path(order["out"]), outputs, classes)
+        write(Path(order["out"]), outputs, classes, order["classes"])
     return {
         "data": examples.name,
         "part": examples.part,
@@ -107,15 +109,30 @@ def _examples(order: Order) -> Examples:
     if whole and part == ALL and not order["own"]:
         options = {**options, "test_fraction": WHOLE_FRACTION}
     data = load_data(ref["kind"], ref["name"], options, path).as_dtype(dtype)
+    x, y = data.x, data.y
     if part == HELD_OUT:
-        return Examples(data.name, part, data.x_test, data.y_test, data)
-    if part == TRAINING:
-        return Examples(data.name, part, data.x, data.y, data)
-    x, y = joined(data.x, data.x_test), np.concatenate([data.y, data.y_test])
-    if whole:
-        rows = _order_of_file(ref["kind"], y, options["test_fraction"])
-        x, y = Pixels(x.raw[rows], x.dtype) if isinstance(x, Pixels) else x[rows], y[rows]
-    return Examples(data.name, part, x, y, data)
+        x, y = data.x_test, data.y_test
+    elif part == ALL:
+        x, y = joined(x, data.x_test), np.concatenate([y, data.y_test])
+        if whole:
+            rows = _order_of_file(ref["kind"], y, options["test_fraction"])
+            x, y = Pixels(x.raw[rows], x.dtype) if isinstance(x, Pixels) else x[rows], y[rows]
+    return Examples(data.name, part, x, _renumbered(data, y, order["classes"]), data)
+
+
+def _renumbered(data: Dataset, y: Array, classes: Sequence[str]) -> Array:
+    """Labels as the run numbers its classes: other data may lack some of them."""
+    if not classes or not data.classes:
+        return y
+    for name in data.classes:
+        if name not in classes:
+            known = ", ".join(classes[:MOST_NAMES]) + ", …" * (len(classes) > MOST_NAMES)
+            raise UserCodeError(
+                f"{data.name}: {name!r} is none of the classes that the model was trained on",
+                remedy=f"they are {known}",
+            )
+    numbers: Array = np.array([classes.index(name) for name in data.classes])
+    return numbers[y]
 
 
 def _is_whole(kind: str, path: Path | None) -> bool:
@@ -221,17 +238,21 @@ def _classes(outputs: Array, y: Array | None) -> Array | None:
 # ── the file ───────────────────────────────────────────────────────────────────────────────────
 
 
-def write(path: Path, outputs: Array, classes: Array | None) -> None:
-    """`.npz` with `outputs` and `classes`, or `.csv` with a column for each output."""
+def write(path: Path, outputs: Array, classes: Array | None, names: Sequence[str] = ()) -> None:
+    """`.npz` with `outputs`, `classes` and, if they have any, `class_names`; or `.csv` with a
+    column for each output and the class, by its name if it has one."""
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".csv":
-            _write_csv(part, outputs, classes)
+            named = None if classes is None else [names[i] for i in classes] if names else classes
+            _write_csv(part, outputs, named)
         else:
             arrays: dict[str, Any] = {"outputs": outputs}
             if classes is not None:
                 arrays["classes"] = classes
+            if names:
+                arrays["class_names"] = np.array(names)
             with part.open("wb") as file:
                 np.savez(file, **arrays)
         part.replace(path)
@@ -242,13 +263,13 @@ def write(path: Path, outputs: Array, classes: Array | None) -> None:
             part.unlink(missing_ok=True)
 
 
-def _write_csv(path: Path, outputs: Array, classes: Array | None) -> None:
+def _write_csv(path: Path, outputs: Array, classes: Sequence[Any] | Array | None) -> None:
     columns = outputs.reshape(len(outputs), -1)
     head = [f"output_{number}" for number in range(columns.shape[1])]
     rows = columns.tolist()
     if classes is not None:
         head.append("class")
-        rows = [[*row, kind] for row, kind in zip(rows, classes.tolist(), strict=True)]
+        rows = [[*row, kind] for row, kind in zip(rows, list(classes), strict=True)]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)

@@ -69,7 +69,8 @@ def numeric_keys(runs: Sequence[Run]) -> list[str]:
 
 
 def the_goal(runs: Sequence[Run], measured: Sequence[Metrics]) -> Goal:
-    """The target, if the runs have one and reached it; else the best level that all reached.
+    """The target, if the runs have one and one of them reached it; else the best level that all
+    reached.
 
     Runs that came to nothing are not asked.
     """
@@ -83,14 +84,14 @@ def the_goal(runs: Sequence[Run], measured: Sequence[Metrics]) -> Goal:
     target = asked[0][0]
     goal = Goal(target, "To the first evaluation that reached the target.")
     same = all(other == target for other, _ in asked)
-    if target and same and all(goal.reached_s(metrics) is not None for _, metrics in asked):
+    if target and same and any(goal.reached_s(metrics) is not None for _, metrics in asked):
         return goal
     judged = all("accuracy" in metrics for _, metrics in asked)
     name = next(iter(target), "accuracy" if judged else "loss")
     best = [_best(name, metrics[name]) for _, metrics in asked if name in metrics]
     if not best:
         return Goal({}, "")
-    why = f" Not all reached the target, {goal}." if target and same else ""
+    why = f" None reached the target, {goal}." if target and same else ""
     level = min(best) if name == "accuracy" else max(best)
     return Goal({name: level}, f"To the first evaluation that reached what all did at best.{why}")
 

@@ -308,6 +308,14 @@ def test_the_dump_is_valid_input_again(fields: dict[str, Any]) -> None:
             "'digits' is not a file or a module – write path/to/data.py",
         ),
         (
+            {"train": {"data": {"npz": "host:/a", "per_hots": True}}},
+            "unknown key 'per_hots' – did you mean 'per_host'?",
+        ),
+        (
+            {"train": {"data": {"npz": "a", "images": "b"}}},
+            "expected one kind of data, found npz, images – name one of them",
+        ),
+        (
             {"train": {"data": {"load": "a.py", "per_hots": True}}},
             "unknown key 'per_hots' – did you mean 'per_host'?",
         ),

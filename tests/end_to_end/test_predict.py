@@ -103,6 +103,28 @@ def test_the_metrics_are_those_of_the_run(user: User) -> None:
     user.assert_nothing_left()
 
 
+def test_a_run_knows_what_its_classes_are_called(user: User) -> None:
+    """New data without some of them are numbered as the run's were."""
+    names = dict(zip("012", ("cat", "dog", "eel"), strict=True))
+
+    def named(text: str) -> list[str]:
+        head, *rows = text.splitlines()
+        return [head, *(names[row[0]] + row[1:] for row in rows)]
+
+    user.write("\n".join(named(table(600, 1))), "data.csv")
+    text = CLUSTER.replace("model: model.py", "model: softmax")
+    user.write(text.replace("max_epochs: 3", "max_epochs: 60"))
+    run = user.dsgd("train", "--json")
+    assert run.summary["classes"] == ["cat", "dog", "eel"]
+    head, *rows = named(table(60, 2))
+    user.write("\n".join([head, *(row for row in rows if not row.startswith("cat"))]), "new.csv")
+    run = user.dsgd("predict", run.summary["run_dir"], "--data", "new.csv", "--json", "-o", "o.csv")
+    assert run.code == 0, run.err
+    assert run.lines[-1]["metrics"]["accuracy"] > 0.9
+    said = [line.rpartition(",")[2] for line in (user.folder / "o.csv").read_text().splitlines()]
+    assert set(said[1:]) <= {"cat", "dog", "eel"} and said.count("eel") > 5
+
+
 def test_ctrl_c_ends_it_without_a_traceback(user: User) -> None:
     user.write(MODEL, "model.py")
     user.write(table(60, 1), "data.csv")

@@ -310,6 +310,18 @@ def test_what_an_algorithm_cannot_do(algorithm: str, said: str) -> None:
     assert line.startswith(f"cluster.yaml:{said}"), line
 
 
+def test_a_host_whose_examples_nobody_has_is_a_note() -> None:
+    data = "train: {data: {npz: 'host:/a', per_host: true}}"
+    (note,) = loaded(f"hosts: ['a[1-3]']\nworkers: 2\n{data}\n").notes
+    assert note == (
+        "cluster.yaml:2:10  2 workers on 3 hosts that may have one: with `per_host`, the examples"
+        " of hosts without a worker are not used – use at least 3 workers, or name those hosts in"
+        " `workers.on`"
+    )
+    for hosts, workers in (("['a[1-3]']", "3"), ("['a[1-3]']", "{count: 2, on: ['a[1-2]']}")):
+        assert loaded(f"hosts: {hosts}\nworkers: {workers}\n{data}\n").notes == ()
+
+
 @pytest.mark.parametrize(
     ("algorithm", "said"),
     [

@@ -47,6 +47,7 @@ def order(model_file: Path, **more: Any) -> dict[str, Any]:
         "seed": 0,
         "files": {"model": more.pop("model_path", None), "data": path and str(path)},
         "own": True,
+        "classes": [],
         "part": None,
         "out": None,
         **more,
@@ -287,3 +288,26 @@ def test_arrays_are_what_was_saved(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_a_sentence(model_file: Path) -> None:
     with pytest.raises(DsgdError, match="cannot write the outputs"):
         predict(order(model_file, out=f"{model_file}/out.npz"))
+
+
+def test_classes_are_numbered_as_in_the_run_and_written_by_name(tmp_path: Path) -> None:
+    """Other data may lack some of the run's classes: that must not shift the numbers."""
+    model = tmp_path / "three.safetensors"
+    save_file({"W1": np.eye(3, dtype=np.float32), "b1": np.zeros(3, np.float32)}, model)
+    names = ["cat", "dog", "eel"]
+    rows = ["0,1,0,dog", "0,0,1,eel"] * 3
+    path = tmp_path / "new.csv"
+    path.write_text("\n".join(rows))  # dogs and eels alone
+    data = {"kind": "csv", "name": "", "options": {}}
+    told = {"data": data, "path": path, "own": False, "classes": names}
+    said = predict(order(model, **told, out=str(tmp_path / "out.csv")))
+    assert said["metrics"]["accuracy"] == 1.0
+    written = (tmp_path / "out.csv").read_text().splitlines()
+    assert [row.rpartition(",")[2] for row in written] == ["class", *["dog", "eel"] * 3]
+    predict(order(model, **told, out=str(tmp_path / "out.npz")))
+    with np.load(tmp_path / "out.npz") as arrays:
+        assert arrays["class_names"][arrays["classes"]].tolist() == ["dog", "eel"] * 3
+    path.write_text("\n".join(rows).replace("eel", "emu"))
+    with pytest.raises(UserCodeError, match="'emu' is none of the classes") as caught:
+        predict(order(model, **told))
+    assert caught.value.remedy == "they are cat, dog, eel"

@@ -108,9 +108,9 @@ def test_nothing_is_ideal_but_of_workers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "said"), [(0.9, "Not all reached the target, accuracy 0.9."), (None, "")]
+    ("target", "said"), [(0.99, "None reached the target, accuracy 0.99."), (None, "")]
 )
-def test_without_a_target_that_all_reached_it_is_the_best_of_the_worst(
+def test_without_a_target_that_a_run_reached_it_is_the_best_of_the_worst(
     tmp_path: Path, target: float | None, said: str
 ) -> None:
     found = drawn(
@@ -122,6 +122,17 @@ def test_without_a_target_that_all_reached_it_is_the_best_of_the_worst(
     assert chart(found).y.title == "seconds to accuracy 0.7"
     at_best = "To the first evaluation that reached what all did at best."
     assert found.note == f"{at_best} {said}".strip()
+
+
+def test_a_run_that_missed_the_target_is_left_out(tmp_path: Path) -> None:
+    found = drawn(
+        tmp_path,
+        cell([0.5, 0.1], target=0.9, workers="1"),
+        cell([0.6, 0.8, 0.95], target=0.9, workers="2"),
+    )["seconds-by-workers"]
+    assert lines(found) == {"": [(2, pytest.approx(3))]}
+    assert chart(found).y.title == "seconds to accuracy 0.9"
+    assert found.note == "To the first evaluation that reached the target. Left out: 01-workers-1."
 
 
 def test_a_run_that_came_to_nothing_is_left_out_and_lowers_no_level(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ def npz(path: Path, test_fraction: float = 0.2) -> Dataset:
                 raise ValueError(f"{odd[0]!r} in it is no array")
     except MemoryError:
         raise
+    except FileNotFoundError:
+        raise UserCodeError(f"{path}: there is no such file") from None
     except Exception as error:  # a damaged file makes numpy and zipfile raise almost anything
         raise UserCodeError(
             f"{path.name}: not a readable .npz file: {error}",
