@@ -1,7 +1,8 @@
 """Where every parameter lives: one flat vector, cut into blocks, and the blocks into shards.
 
 Invariant: the blocks tile the vector in order, all of `block_elements` elements but the last, which
-may be shorter; the shards tile the blocks in order and differ by at most one block. Everybody who
+may be shorter; the shards tile the blocks in order and differ by at most one block, and hardly at
+all in size, because blocks are as large as lets every shard have as many. Everybody who
 is told the same shapes, dtype and number of servers computes the same layout, so only those travel.
 Tensors are not padded and may straddle blocks and shards.
 """
@@ -141,9 +142,10 @@ def _place(shapes: Sequence[tuple[str, Sequence[int]]]) -> tuple[Tensor, ...]:
 
 
 def _blocks(size: int, item_bytes: int, servers: int, max_block_bytes: int) -> tuple[int, int]:
-    """(elements per block, number of blocks)."""
+    """(elements per block, number of blocks): as many of one size as let the shards be even."""
     fair = -(-size * item_bytes // servers)
-    aligned = -(-fair // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    block_bytes = -(-fair // -(-fair // max_block_bytes))
+    aligned = -(-block_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
     block_elements = min(max_block_bytes, aligned) // item_bytes
     return block_elements, -(-size // block_elements)
 

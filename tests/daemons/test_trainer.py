@@ -671,19 +671,19 @@ def test_each_shard_counts_the_own_pushes_that_it_has_applied() -> None:
 
 
 def test_what_moves_is_counted_by_shard_also_of_pulls_that_bring_only_what_is_new() -> None:
-    layout = cut([("w", (64,))], "float32", 2, 96)  # blocks of 96, 96 and 64 bytes
+    layout = cut([("w", (80,))], "float32", 2, 96)  # blocks of 96, 96, 96 and 32 bytes
     channels = shards_of(layout, rounds=True)
     parameters = Parameters(layout, channels)
     moved = parameters.moved
     parameters.pull()
-    assert moved.take() == [192, 64]
+    assert moved.take() == [192, 128]
     parameters.begin(Operation.PUSH_PULL)
     assert moved.take() == [0, 0]  # not answered yet
     parameters.settle()
     parameters.pull()
     parameters.contribute(parameters.gradient, 1, 0)
-    assert moved.take() == [4 * 192, 4 * 64]
-    for shard, expected in ((0, [192, 0]), (1, [0, 64])):
+    assert moved.take() == [4 * 192, 4 * 128]
+    for shard, expected in ((0, [192, 0]), (1, [0, 128])):
         parameters.pull()  # both copies have everything
         moved.take()
         channels[shard].other()
@@ -698,7 +698,7 @@ def test_what_moves_is_counted_by_shard_also_of_pulls_that_bring_only_what_is_ne
 
 
 def test_whoever_waits_for_an_update_does_not_fetch_what_is_in_hand() -> None:
-    layout = cut([("w", (64,))], "float32", 2, 96)
+    layout = cut([("w", (80,))], "float32", 2, 96)
     channels = shards_of(layout, rounds=True)
     parameters = Parameters(layout, channels)
     parameters.pull()
@@ -712,7 +712,7 @@ def test_whoever_waits_for_an_update_does_not_fetch_what_is_in_hand() -> None:
     assert not parameters.catch_up(2)
     channels[1].other(6.0)
     assert parameters.catch_up(2)
-    assert parameters.moved.take() == [192, 64]
+    assert parameters.moved.take() == [192, 128]
     there = b"".join(c.shard.read(block) for c in channels for block in range(c.shard.blocks))
     assert parameters.shown.flat.tobytes() == there
 
