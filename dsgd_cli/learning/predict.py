@@ -198,10 +198,10 @@ def _unfit(
         return []
     try:
         return misfits(params, model.init(rng, examples.data.example(size)))
-    except UserCodeError:
+    except UserCodeError as error:
         if order["own"]:
             raise
-        return []
+        return [error.message]
 
 
 def _misfit(order: Order, examples: Examples, found: list[str]) -> UserCodeError:

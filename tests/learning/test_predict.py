@@ -311,3 +311,15 @@ def test_classes_are_numbered_as_in_the_run_and_written_by_name(tmp_path: Path) 
     with pytest.raises(UserCodeError, match="'emu' is none of the classes") as caught:
         predict(order(model, **told))
     assert caught.value.remedy == "they are cat, dog, eel"
+
+
+def test_a_table_without_labels_does_not_fit(tmp_path: Path) -> None:
+    """Its last column is taken for the label, and what is left is not wide enough."""
+    model = tmp_path / "three.safetensors"
+    save_file({"W1": np.eye(3, dtype=np.float32), "b1": np.zeros(3, np.float32)}, model)
+    path = tmp_path / "new.csv"
+    path.write_text("\n".join(["0.5,1.5,0.25"] * 6))
+    data = {"kind": "csv", "name": "", "options": {}}
+    with pytest.raises(UserCodeError, match=r"does not fit new\.csv") as caught:
+        predict(order(model, data=data, path=path, own=False))
+    assert "must have the form" in caught.value.remedy
