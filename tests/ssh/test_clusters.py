@@ -371,7 +371,17 @@ def parts(hosts: Hosts) -> Iterator[list[Dataset]]:
         (host.root / PART.lstrip("/")).unlink()
 
 
-@pytest.mark.parametrize("algorithm", ["downpour", "synchronous", "sandblaster"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "downpour",
+        "synchronous",
+        "{synchronous: {backup_workers: 1}}\n  optimizer: {adagrad: {clip_norm: 1.0}}",
+        "stale_synchronous",
+        "sandblaster",
+    ],
+    ids=["downpour", "synchronous", "backup", "stale", "sandblaster"],
+)
 def test_each_host_has_examples_of_its_own(
     user: User, hosts: Hosts, parts: list[Dataset], algorithm: str
 ) -> None:
