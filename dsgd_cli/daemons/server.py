@@ -343,6 +343,7 @@ def _run_shard(request: pb.ConfigureRequest) -> RunShard:
         rate=rate.make(common, scale),
         staleness=Staleness(algorithm.get("max_staleness"), algorithm.get("damping", "none")),
         rounds=uses_rounds(algorithm),
+        usual_parts=scale.steps_per_update,
     )
     vectors = Vectors(shard, dtype) if algorithm["name"] == "sandblaster" else None
     return RunShard(shard, shape, dtype, memory.fd, vectors)

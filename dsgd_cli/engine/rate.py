@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+ROUNDING = 1e-6  # steps
+
 Schedule: TypeAlias = Callable[[float], float]  # steps so far -> factor
-Rate: TypeAlias = Callable[[int], float]  # which update of a block, from 1 -> factor
+Rate: TypeAlias = Callable[[float], float]  # which update of a block, from 1 -> factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,8 @@ def constant() -> Schedule:
 
 
 def step(every: float, factor: float) -> Schedule:
-    """factor^(steps // every)."""
-    return lambda steps: float(factor ** (steps // every))
+    """factor^(steps // every); what rounding takes from a whole number of steps does not count."""
+    return lambda steps: float(factor ** ((steps + ROUNDING) // every))
 
 
 def cosine(over: float, floor: float) -> Schedule:
@@ -59,7 +61,7 @@ def make(options: Mapping[str, Any], scale: Scale) -> Rate | None:
     schedule = _schedule(decay, scale)
     rise = 0.0 if warm_up is None else scale.steps(warm_up)
 
-    def rate(update: int) -> float:
+    def rate(update: float) -> float:
         steps = (update - 1) * scale.steps_per_update
         risen = min(1.0, update * scale.steps_per_update / rise) if rise else 1.0
         return risen * schedule(steps)

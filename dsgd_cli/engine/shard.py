@@ -128,7 +128,9 @@ class Shard:
 
     `stamps` (one per block) are for who only sees the memory: 2 x version in the lower 40 bits, the
     number of first values written above, and odd while the block changes. `rate` is the schedule of
-    the learning rate, `rounds` whether workers contribute to updates together.
+    the learning rate, `rounds` whether workers contribute to updates together, `usual_parts` how
+    many parts an update then has, so that one of fewer advances the schedule by less; None: all do
+    alike.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class Shard:
         rate: Rate | None = None,
         staleness: Staleness | None = None,
         rounds: bool = False,
+        usual_parts: float | None = None,
     ) -> None:
         if values.ndim != 1 or not values.flags.c_contiguous or not values.flags.writeable:
             raise ValueError("the values must be one contiguous writable vector")
@@ -158,6 +161,9 @@ class Shard:
         self._factor = 1.0  # of the learning rate, from outside
         self._staleness = staleness if staleness is not None and staleness.matters else None
         self._sums = Sums(values.size, values.dtype, parts) if rounds else None
+        self._usual_parts = usual_parts
+        self._committing = 0  # the round of the last commit
+        self._lacked = self._lacks = 0.0  # usual updates' worth of parts: before it, and with it
         self._own = _Own(min(CHUNK, block_elements, values.size), values.dtype)
         self._data = [values[part] for part in parts]
         self._slots = [tuple([slot[part] for slot in slots]) for part in parts]
@@ -251,6 +257,10 @@ class Shard:
         from the one on where it was raised.
         """
         sums = self._the_sums()
+        if round_ != self._committing:  # else it is repeated
+            self._committing, self._lacked = round_, self._lacks
+            if self._usual_parts is not None:
+                self._lacks += 1.0 - parts / self._usual_parts
         for block in range(self.blocks):
             with self._locks[block]:
                 total = sums.total(block, round_, parts)
@@ -415,7 +425,7 @@ class Shard:
         version = self._version[block] + 1
         rate = self._factor * factor
         if self._rate is not None:
-            rate *= self._rate(version)
+            rate *= self._rate(version - self._lacked if self._lacked else version)
         self._stamps[block] += 1
         _in_order()
         self._update(

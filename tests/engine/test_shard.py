@@ -297,6 +297,24 @@ def test_a_commit_follows_the_schedule_too(name: str) -> None:
 # ---- what comes late
 
 
+def test_an_update_of_fewer_parts_advances_the_schedule_by_less() -> None:
+    """Where a host is at the end of its examples, a step is of what the others have."""
+    seen: list[float] = []
+
+    def rate(update: float) -> float:
+        seen.append(update)
+        return 1.0
+
+    shard = Shard(np.zeros(4), 2, SUM, rate=rate, rounds=True, usual_parts=4)
+    for round_, parts in enumerate((4, 2, 2, 1, 4, 4), start=1):
+        for part in range(parts):
+            for block in range(2):
+                shard.contribute(part, 1, round_, part, block, np.ones(2))
+        for _ in range(2):  # repeated
+            shard.commit(round_, parts, 1.0)
+    assert seen[::2] == seen[1::2] == [1, 2, 2.5, 3, 3.25, 4.25]
+
+
 def late_shard(staleness: Staleness, optimizer: Optimizer = SUM) -> Shard:
     return Shard(np.zeros(10, np.float32), 4, optimizer, staleness=staleness)
 
