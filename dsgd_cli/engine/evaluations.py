@@ -43,10 +43,11 @@ class Evaluation:
         common = [name for name in first if all(name in other for other in others)]
         examples = sum(self.weights.values())
         return {
-            name: sum(
-                self.answers[worker].metrics[name] * weight / examples
+            name: sum(  # divided once: where all say 1, so does the mean
+                self.answers[worker].metrics[name] * weight
                 for worker, weight in self.weights.items()
             )
+            / examples
             for name in common
         }
 

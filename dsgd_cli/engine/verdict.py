@@ -18,6 +18,7 @@ from dsgd_cli.engine.events import Failure, Outcome, Prepared, Until
 from dsgd_cli.engine.plateau import metric_of
 
 OWN = "; if each host has examples of its own, say so: `per_host: true`"
+CHANGED = "; the workers of one host must have the same examples: did they change?"
 SAME = "; remove `per_host`, or give each host its own"
 FORM = "; the examples of each host (`per_host`) must have the same form, and all classes"
 
@@ -90,7 +91,7 @@ def difference(
             "training examples": (str(other.examples), str(first.examples)),
             "contents of the data (digest)": (other.data_digest, first.data_digest),
         }
-        also = "" if per_host else OWN
+        also = CHANGED if per_host else OWN
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:
             return f"{names[0]} and {names[1]} differ in their {what}: {theirs} and {ours}{also}"

@@ -95,9 +95,10 @@ class Cluster:
         check_distinct(list(observed.values()))
 
     def close(self) -> None:
-        for remote in self.remotes.values():
+        # Copies: what a second Ctrl-C broke off may still be at them, in a thread of its own.
+        for remote in tuple(self.remotes.values()):
             remote.close()
-        for transport in self.transports.values():
+        for transport in tuple(self.transports.values()):
             transport.close()
 
 

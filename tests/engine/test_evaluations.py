@@ -135,6 +135,16 @@ def test_answers_to_what_is_not_under_way_are_none() -> None:
     assert evaluations.due(reached)
 
 
+@pytest.mark.parametrize("weights", [(10, 17, 34), (240, 120), (7,)])
+def test_where_all_hosts_are_right_so_is_their_mean(weights: tuple[int, ...]) -> None:
+    evaluations = Evaluations(settings())
+    of = dict(enumerate(weights))
+    for order in evaluations.begin(of, True, 0.0, {"epochs": 0, "steps": 1, "elapsed_s": 0.0}):
+        event = e.Evaluated(order.worker, 1, order.evaluation_id, {"accuracy": 1.0}, None)
+        evaluations.answer(event, 1.0, step=1)
+    assert evaluations.metrics == {"accuracy": 1.0}
+
+
 # ── in the run ─────────────────────────────────────────────────────────────────────────────────
 
 
