@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import resource
@@ -25,6 +24,7 @@ from dsgd_cli.learning.adapters import forget, load_data
 from dsgd_cli.learning.datasets import Dataset
 from dsgd_cli.learning.pixels import Pixels
 from dsgd_cli.learning.sharing import shared_data
+from tests.learning.data_cache import digests_of_three, entries
 
 Array = np.ndarray[Any, Any]
 N, WIDTH = 300, 40
@@ -123,10 +123,6 @@ def is_mapped(array: Array) -> bool:
     return False
 
 
-def entries(home: Path) -> list[Path]:
-    return [path for path in home.iterdir() if path.is_dir()] if home.exists() else []
-
-
 # ---- what is read
 
 
@@ -191,14 +187,7 @@ def test_a_file_of_the_same_size_and_mtime_is_another(tmp_path: Path, reads: lis
 
 
 def test_workers_of_a_host_read_once(tmp_path: Path, home: Path) -> None:
-    path, context = csv(tmp_path), multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-    workers = [context.Process(target=_digest, args=(path, answers)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert len({answers.get() for _ in workers}) == 1
+    assert len(digests_of_three("fork", _digest, csv(tmp_path))) == 1
     assert len(entries(home)) == 1
 
 

@@ -93,10 +93,15 @@ def daemons(host) -> list[str]:  # type: ignore[no-untyped-def]
 def training(user: User, hosts: Hosts):  # type: ignore[no-untyped-def]
     """An endless training that has made progress."""
     write(user, hosts, ENDLESS)
+    return started(user)
+
+
+def started(user: User, epochs: int = 0):  # type: ignore[no-untyped-def]
+    """A training that has made progress, and has so many epochs behind it."""
     process = user.start("train", "--json")
     assert process.stdout is not None
     for line in process.stdout:
-        if '"progress"' in line:
+        if '"progress"' in line and json.loads(line)["epoch"] >= epochs:
             return process
     pytest.fail(process.communicate()[1])
 
@@ -438,11 +443,7 @@ def test_workers_that_have_their_hosts_examples_alone_come_back(
         "accuracy: 0.97, max_epochs: 100", "max_epochs: 250"
     )
     write(user, hosts, text)
-    process = user.start("train", "--json")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if '"progress"' in line and '"epoch": 0' not in line:
-            break
+    process = started(user, epochs=1)
     theirs = {"worker/2", "worker/3"}
     workers = [each.pid for each in hosts[1].processes() if theirs & set(each.cmdline)]
     assert len(workers) == 2
@@ -471,11 +472,7 @@ def test_when_a_host_with_examples_of_its_own_is_gone_the_run_ends_with_what_it_
         "servers: 2", f"servers: {{count: 2, on: [{a.address}]}}"
     )
     write(user, hosts, text)
-    process = user.start("train", "--json")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if '"progress"' in line and '"epoch": 0' not in line:
-            break
+    process = started(user, epochs=1)
     b.unplug()
     out, err = process.communicate(timeout=150)
     b.plug()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import sys
@@ -23,6 +22,7 @@ from dsgd_cli.learning.datasets import Dataset
 from dsgd_cli.learning.pixels import Pixels
 from dsgd_cli.learning.readers import cache
 from dsgd_cli.learning.readers import images as reader
+from tests.learning.data_cache import digests_of_three, entries
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
@@ -46,10 +46,6 @@ def photos(tmp_path: Path, each: int = 10, **more: Any) -> Path:
 
 def read(path: Path, **options: Any) -> Dataset:
     return load_data("images", path=path, options={"size": [4, 6], **options})
-
-
-def entries(home: Path) -> list[Path]:
-    return [path for path in home.iterdir() if path.is_dir()]
 
 
 # ---- what is read
@@ -191,15 +187,7 @@ def _digest(folder: Path, answers: Any) -> None:
 
 
 def test_workers_that_start_together_decode_once(tmp_path: Path, home: Path) -> None:
-    folder = photos(tmp_path)
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
-    workers = [context.Process(target=_digest, args=(folder, answers)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert len({answers.get() for _ in workers}) == 1
+    assert len(digests_of_three("spawn", _digest, photos(tmp_path))) == 1
     assert len(entries(home)) == 1
 
 
