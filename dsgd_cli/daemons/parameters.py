@@ -62,6 +62,11 @@ class Copy:
         self.pushes: list[int] = []  # how many of its own each shard had applied
         self.own = False  # whether there are own steps in it
 
+    @property
+    def known(self) -> list[list[int]]:
+        """The versions that a fetch need not bring once more; none if it must bring everything."""
+        return [] if self.own else self.versions
+
 
 @dataclass(frozen=True, slots=True)
 class Base:
@@ -125,6 +130,13 @@ def newer_bytes(exchange: Exchange, shape: Shape) -> int:
     newer: list[bool] = list(map(gt, exchange.versions, exchange.since))
     missing = shape.blocks * shape.block_bytes - shape.size_bytes  # of the last block
     return sum(newer) * shape.block_bytes - newer[-1] * missing
+
+
+def _is_older(some: list[list[int]], than: list[list[int]]) -> bool:
+    """Whether a block of some shard is newer in the other; nothing known is older than all."""
+    if not some or not than:
+        return bool(than)
+    return any(any(map(lt, *pair)) for pair in zip(some, than, strict=True))
 
 
 class Parameters:
@@ -200,7 +212,7 @@ class Parameters:
         if operation.sends:
             own = self._applied[shard] - base.pushes[shard]
             return Exchange(operation, self._seq, up, down, tag=base.versions[shard][0] + own)
-        known = self._spare.versions if not self._spare.own else []
+        known = self._spare.known
         return Exchange(operation, into=down, since=known[shard] if known else ())
 
     def settle(self) -> Landed:
@@ -239,12 +251,12 @@ class Parameters:
         """Fetches what is new; shown, and True, once every block has this version."""
         assert self._flight is None
         spare = self._spare
-        if self._lacks_what_is_shown(spare):  # a copy in memory costs less than another fetch
+        if _is_older(spare.known, self.shown.known):  # a copy costs less than another fetch
             np.copyto(spare.flat, self.shown.flat)
             spare.versions, spare.own = self.shown.versions, False
         exchanges = [
             Exchange(Operation.PULL, into=part, since=known)
-            for part, known in zip(spare.parts, spare.versions or repeat(()), strict=False)
+            for part, known in zip(spare.parts, spare.known or repeat(()), strict=False)
         ]
         self._run(exchanges)
         spare.versions, spare.own = [e.versions for e in exchanges], False
@@ -252,12 +264,6 @@ class Parameters:
             return False
         self._show(spare.versions)
         return True
-
-    def _lacks_what_is_shown(self, copy: Copy) -> bool:
-        if self.shown.own or not self.shown.versions:
-            return False
-        pairs = zip(copy.versions, self.shown.versions, strict=False)
-        return copy.own or not copy.versions or any(any(map(lt, *pair)) for pair in pairs)
 
     def contribute(self, gradient: Buffer, round_: int, part: int) -> None:
         """Adds a gradient to a round's sum in all shards. Raises Refused."""

@@ -100,8 +100,9 @@ class Evaluations:
         self._count += 1
         self.now = Evaluation(self._count, weights, frozen, now_s)
         self._asked.update(dict.fromkeys(weights, self._count))
-        alone = self.best is not None and len(weights) == 1  # else who keeps cannot compare
-        best = self.best.value if self.best is not None and alone else math.nan
+        best = math.nan
+        if self.best is not None and len(weights) == 1:  # else who keeps cannot compare
+            best = self.best.value
         first = next(iter(weights))
         return [
             Evaluate(worker, self._count, frozen, best, worker == first, self._best_id)

@@ -32,8 +32,13 @@ class Partitions:
 
     def of(self, worker: int) -> int:
         """The partition that the worker has."""
-        return self.places[worker] if self.places else 0
+        return partition_of(worker, self.places)
 
     def workers(self, partition: int, workers: int) -> int:
         """How many of so many workers have it."""
         return self.places.count(partition) if self.places else workers
+
+
+def partition_of(worker: int, places: tuple[int, ...]) -> int:
+    """The partition that the worker has, also where nobody knows yet how large it is."""
+    return places[worker] if places else 0

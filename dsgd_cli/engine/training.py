@@ -70,7 +70,7 @@ from dsgd_cli.engine.events import (
 )
 from dsgd_cli.engine.ledger import Ledger
 from dsgd_cli.engine.members import Member, Members, MemberState
-from dsgd_cli.engine.partitions import Partitions
+from dsgd_cli.engine.partitions import Partitions, partition_of
 from dsgd_cli.engine.verdict import Ending, Why, difference
 
 PROGRESS_S = 0.25
@@ -584,7 +584,7 @@ class Training:
 
     def _partition(self, worker: int) -> int:
         """Whose examples the worker has."""
-        return self._settings.places[worker] if self._settings.places else 0
+        return partition_of(worker, self._settings.places)
 
     @property
     def _partition_count(self) -> int:

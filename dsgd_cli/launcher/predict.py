@@ -34,7 +34,7 @@ from dsgd_cli.contract.spec import ClusterSpec
 from dsgd_cli.launcher.load import load
 from dsgd_cli.launcher.modules import find_module
 from dsgd_cli.launcher.remote import Message
-from dsgd_cli.reporting.runs import is_run
+from dsgd_cli.reporting.runs import is_run, read_summary
 
 CHILD = "dsgd_cli.learning.predict"
 SUFFIXES = (".npz", ".csv")
@@ -104,10 +104,9 @@ def _model_file(run: Path, best: bool) -> Path:
 def _classes(run: Path) -> list[str]:
     """What the run's class numbers are called; nothing where the run or its data did not say."""
     try:
-        found = json.loads((run / "summary.json").read_text()).get("classes") or []
-    except (OSError, ValueError, AttributeError):
+        return [str(name) for name in read_summary(run).get("classes") or ()]
+    except OSError:
         return []
-    return [str(name) for name in found]
 
 
 def _spec(run: Path, data: str | None) -> ClusterSpec:

@@ -105,7 +105,7 @@ def read_run(folder: Path) -> Run:
     _check(folder)
     try:
         records, unreadable = _records(folder / METRICS)
-        summary = _summary(folder)
+        summary = read_summary(folder)
     except OSError as error:
         raise DsgdError(f"{error.filename}: {error.strerror}") from error
     return Run(folder.resolve().name, folder, records, summary, unreadable)
@@ -159,7 +159,8 @@ def _parsed(text: bytes) -> Any:
         return None
 
 
-def _summary(folder: Path) -> Record:
+def read_summary(folder: Path) -> Record:
+    """What a run's summary.json says, or what can be said without it. Raises OSError."""
     path = folder / SUMMARY
     if path.is_file():
         summary = _parsed(path.read_bytes())
