@@ -17,6 +17,7 @@ from dsgd_cli.agent.framing import Refused
 from dsgd_cli.agent.life import backoff_s
 from dsgd_cli.agent.strays import Strays
 from tests.agent.client import ID, Host, Refusal, alive, eventually, start, started
+from tests.freezing import freeze
 
 IGNORE_TERM = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 # a grandchild in a session of its own; prints its pid
@@ -216,7 +217,7 @@ def test_who_does_not_go_is_killed(host: Host, how: str) -> None:
     link = host.agent()
     pid = started(link, "worker/0", IGNORE_TERM, restart=True)
     if "frozen" in how:
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         eventually(lambda: (seen := processes.stat(pid)) and seen.state == "T")
     before = time.monotonic()
     said = link.call("shutdown", grace_s=0.5)
@@ -392,7 +393,7 @@ def test_a_full_disk_ends_nothing(host: Host) -> None:
     with pytest.raises(Refusal) as refusal:
         link.call("put_secret", name="ca.key", text="x")
     assert refusal.value.kind == "unfit"
-    assert link.call("hello")["processes"]["worker/0"]["state"] == "ready"
+    eventually(lambda: link.call("hello")["processes"]["worker/0"]["state"] == "ready")
     assert not [event for event in link.events if event["event"] == "note"], "told once"
     known = host.run_dir() / "processes.json"
     assert json.loads(known.read_text()) == {}

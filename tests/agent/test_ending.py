@@ -19,6 +19,7 @@ import pytest
 from dsgd_cli.agent import launch, paths, processes, runs, teardown
 from dsgd_cli.contract.errors import ConnectFailed
 from tests.agent.client import ID, Host, Lines, Refusal, alive, eventually, start, started
+from tests.freezing import freeze
 
 IGNORE_TERM = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 RUNAWAY = (
@@ -57,7 +58,7 @@ def three(host: Host) -> tuple[Lines, list[int]]:
 
 
 def wait_frozen(pid: int) -> None:
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     eventually(lambda: (seen := processes.stat(pid)) is not None and seen.state == "T")
 
 

@@ -24,6 +24,7 @@ from dsgd_cli.engine.tasks import order
 from tests.daemons import models
 from tests.daemons.agent import Cluster, Message, cluster
 from tests.daemons.test_runs import EXAMPLES, event, exported, of_worker, written
+from tests.freezing import freeze
 
 Vector = np.ndarray[Any, Any]
 Update = Callable[[Vector, Vector, int], None]  # parameters, gradient, t = 1, 2, ...
@@ -262,7 +263,7 @@ def test_a_worker_killed_while_a_shard_stands_still_changes_nothing(
     made.coordinator.wait_for("progress")
     for victim, still in ((1, 2), (2, 0)):
         server = made.children[f"server/{still}"].popen
-        server.send_signal(signal.SIGSTOP)
+        freeze(server.pid)
         time.sleep(0.2)  # whatever was under way waits for that shard now
         made.children[f"worker/{victim}"].kill()
         server.send_signal(signal.SIGCONT)

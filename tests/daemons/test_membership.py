@@ -13,6 +13,7 @@ import pytest
 from dsgd_cli.launcher.identity import make_authority, new_cluster_id
 from tests.daemons import models
 from tests.daemons.agent import Child, Cluster
+from tests.freezing import freeze
 
 NewCluster = Callable[..., Cluster]
 
@@ -168,7 +169,7 @@ def test_a_frozen_server_is_found_when_the_cluster_is_formed_again(
 ) -> None:
     made = new_cluster()
     frozen = made.children["server/1"]
-    frozen.popen.send_signal(signal.SIGSTOP)
+    freeze(frozen.popen.pid)
     said = len(made.coordinator.messages)
     made.announce()
     lost = made.coordinator.wait_for("unreachable", 9, after=said)
@@ -221,7 +222,7 @@ def test_a_frozen_worker_is_lost_and_learns_it_when_it_wakes(
     run = made.run({"model": str(model), "until": {"max_epochs": 1}, "batch_size": 16})
     made.coordinator.wait_for("progress", where=lambda m: m["step"] > 3)
     frozen = made.children["worker/1"]
-    frozen.popen.send_signal(signal.SIGSTOP)
+    freeze(frozen.popen.pid)
     began_s = time.monotonic()
     lost = made.coordinator.wait_for(
         "record", 10, where=lambda m: m["record"].get("event") == "lost"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 import stat
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from dsgd_cli.engine.layout import cut, unflatten
 from dsgd_cli.learning.evaluate import evaluate
 from tests.daemons import models
 from tests.daemons.agent import Cluster, Message
+from tests.freezing import freeze
 
 NewCluster = Callable[..., Cluster]
 EXAMPLES = 1437  # of the digits, to train on
@@ -327,7 +327,7 @@ def test_a_limit_ends_a_run_whose_only_worker_is_frozen(
     model = written(tmp_path, "model.py", models.SLOW)
     run = made.run({"model": model, "until": {"max_time": "2s"}})
     made.coordinator.wait_for("progress", where=lambda m: m["step"] > 20)
-    made.children["worker/0"].popen.send_signal(signal.SIGSTOP)
+    freeze(made.children["worker/0"].popen.pid)
     finished = made.finished(run, 40)
     assert finished["outcome"] == "stopped"
     assert "max_time 2 s reached, but no worker could evaluate" in finished["reason"]

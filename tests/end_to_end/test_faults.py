@@ -7,6 +7,7 @@ import os
 import signal
 
 from tests.end_to_end.conftest import User, wait_until
+from tests.freezing import freeze
 
 LONG = """
 name: NAME
@@ -89,7 +90,7 @@ def test_a_frozen_worker_is_killed_at_the_end(user: User) -> None:
     process = begin(user, LONG.replace("max_epochs: 150", "max_time: 3s"))
     victim = user.pid_of("worker/0")
     assert victim is not None
-    os.kill(victim, signal.SIGSTOP)
+    freeze(victim)
     run = user.finish(process, timeout_s=40)
     assert run.code == 0, run.err
     user.assert_nothing_left()

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.end_to_end.conftest import User, wait_until
+from tests.freezing import freeze
 
 ENDLESS = """
 name: NAME
@@ -52,7 +53,7 @@ def test_a_second_ctrl_c_kills(user: User) -> None:
     process = training(user)
     workers = [m.pid for m in user.members() if m.process.startswith(("worker", "server"))]
     for pid in workers:
-        os.kill(pid, signal.SIGSTOP)  # so that a clean stop cannot be quick
+        freeze(pid)  # so that a clean stop cannot be quick
     process.send_signal(signal.SIGINT)
     wait_until(lambda: b"Ctrl-C" in os.read(process.stderr.fileno(), 65536), 5, "the note")
     process.send_signal(signal.SIGINT)

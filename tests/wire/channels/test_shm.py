@@ -54,6 +54,7 @@ from dsgd_cli.wire.channels.shm_records import (
 )
 from dsgd_cli.wire.channels.spin import Spin
 from dsgd_cli.wire.identity import PeerUnreachable
+from tests.freezing import freeze
 from tests.wire.channels import shm_roles as roles
 from tests.wire.conftest import Shard, identity
 
@@ -916,7 +917,7 @@ def test_a_stopped_worker_stops_nobody_else(new_world: Callable[..., World]) -> 
     worker = start("worker", elements, 0)
     with ended(worker):
         line(worker, world.ticket().SerializeToString().hex())
-        worker.send_signal(signal.SIGSTOP)
+        freeze(worker.pid)
         channel = world.channel(1)
         into = world.vector()
         for seq in range(1, 6):
