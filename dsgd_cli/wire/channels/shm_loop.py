@@ -112,8 +112,8 @@ class Loop:
     def _sleep(self) -> Events:
         if self._watches:
             self._watch(False)
-            if asking := self._asking():
-                return asking
+        if asking := self._asking():  # also who rang in the middle of its exchange, unheard
+            return asking
         return self._epoll.poll(IDLE_S)
 
     def _asking(self) -> Events:
