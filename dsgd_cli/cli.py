@@ -374,6 +374,7 @@ def report(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
     type=click.Choice(["held-out", "training", "all"]),
     help="Which examples; default: held-out, and all of other data that have no such part.",
 )
+@click.option("--no-labels", is_flag=True, help="--data has none: outputs, and no metrics.")
 @click.option("--best", is_flag=True, help="The best model instead of the last one.")
 @click.option(
     "-o",
@@ -384,13 +385,19 @@ def report(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
 )
 @json_option
 def predict(
-    run: Path, data: str | None, part: str | None, best: bool, out: Path | None, as_json: bool
+    run: Path,
+    data: str | None,
+    part: str | None,
+    no_labels: bool,
+    best: bool,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Compute the outputs and metrics of a run's model, here. RUN is its folder: runs/NAME."""
     console = _console(as_json)
     from dsgd_cli.launcher import predict as predicting
 
-    options = predicting.Options(data=data, part=part, best=best, out=out)
+    options = predicting.Options(data, not no_labels, part, best, out)
     result = predicting.predict(run, options)
     if as_json:
         console.result(result)

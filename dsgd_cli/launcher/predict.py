@@ -50,6 +50,7 @@ class Options:
     """What `predict` was asked for."""
 
     data: str | None = None  # a reference as in `train.data`; default: the run's own
+    labels: bool = True  # whether those data have some
     part: str | None = None  # held-out | training | all
     best: bool = False
     out: Path | None = None
@@ -59,6 +60,10 @@ def predict(run: Path, options: Options) -> Message:
     """The result as `--json` prints it. Raises UsageError, SpecError, UserCodeError."""
     if options.out is not None and options.out.suffix not in SUFFIXES:
         raise UsageError(f"{options.out}: outputs are written as .npz or .csv")
+    if not options.labels and options.data is None:
+        raise UsageError("the run's own data have labels", remedy="give --data, or no --no-labels")
+    if not options.labels and options.part not in (None, "all"):
+        raise UsageError("examples without labels are no parts: all of them", remedy="no --part")
     model_file = _model_file(run, options.best)
     spec = _spec(run, options.data)
     order = {
@@ -70,6 +75,7 @@ def predict(run: Path, options: Options) -> Message:
             "data": _file(spec.train.data, "data"),
         },
         "own": options.data is None,
+        "labels": options.labels,
         "classes": _classes(run),
         "part": options.part,
         "out": None if options.out is None else str(options.out),
@@ -80,6 +86,7 @@ def predict(run: Path, options: Options) -> Message:
         "run": str(run),
         "model": str(model_file),
         **{key: answer[key] for key in ("data", "part", "examples", "outputs")},
+        "this_host_only": options.data is None and spec.train.data.per_host,
         "metrics": _finite(answer["metrics"]),
         "out": order["out"],
     }
@@ -213,5 +220,6 @@ def said(result: Message) -> str:
     ]
     which = "" if result["part"] == "all" else f"{result['part']} "
     on = "on " if parts else "outputs of "
-    parts.append(f"{on}{result['examples']} {which}examples of {result['data']}")
+    here = ", of this host's alone" if result["this_host_only"] else ""
+    parts.append(f"{on}{result['examples']} {which}examples of {result['data']}{here}")
     return "  ".join(parts)

@@ -124,6 +124,20 @@ def test_a_run_knows_what_its_classes_are_called(user: User) -> None:
     said = [line.rpartition(",")[2] for line in (user.folder / "o.csv").read_text().splitlines()]
     assert set(said[1:]) <= {"cat", "dog", "eel"} and said.count("eel") > 5
 
+    features = [row.partition(";")[2] for row in (head, *rows)]  # of what nobody has labelled
+    user.write("\n".join(features), "plain.csv")
+    user.write("\n".join(features[1:]), "bare.csv")
+    home = run.lines[-1]["run"]
+    plain = user.dsgd("predict", home, "--data", "plain.csv")
+    assert plain.code == 0 and "outputs of 60 examples of plain.csv" in plain.out, plain.err
+    refused = user.dsgd("predict", home, "--data", "bare.csv")
+    assert refused.code == 6 and "no column 'kind'" in refused.err
+    assert "--no-labels" in refused.err
+    out = ("-o", "bare-outputs.csv")
+    run = user.dsgd("predict", home, "--data", "bare.csv", "--no-labels", "--json", *out)
+    assert (run.code, run.lines[-1]["metrics"], run.lines[-1]["examples"]) == (0, None, 60)
+    assert (user.folder / "bare-outputs.csv").read_text().count("cat") > 5
+
 
 def test_ctrl_c_ends_it_without_a_traceback(user: User) -> None:
     user.write(MODEL, "model.py")
@@ -152,3 +166,17 @@ def test_what_is_no_run_and_what_is_no_format_is_2(user: User) -> None:
     assert run.code == 2
     assert "has no model.safetensors" in run.err
     assert user.dsgd("predict", ".", "--out", "x.txt").code == 2
+
+
+def test_of_hosts_with_examples_of_their_own_it_says_whose_these_are(user: User) -> None:
+    user.write(table(600, 1), "data.csv")
+    own = f"{{csv: 'host:{user.folder}/data.csv', label: kind, delimiter: \";\", per_host: true}}"
+    text = CLUSTER.replace("model: model.py", "model: softmax")
+    user.write(text.replace('{csv: data.csv, label: kind, delimiter: ";"}', own))
+    run = user.dsgd("train", "--json")
+    assert run.code == 0, run.err
+    home = run.summary["run_dir"]
+    said = user.dsgd("predict", home).out
+    assert "120 held-out examples of data.csv, of this host's alone" in said
+    user.write(table(50, 2), "new.csv")
+    assert user.dsgd("predict", home, "--data", "new.csv").out.endswith("examples of new.csv\n")

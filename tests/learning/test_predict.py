@@ -47,6 +47,7 @@ def order(model_file: Path, **more: Any) -> dict[str, Any]:
         "seed": 0,
         "files": {"model": more.pop("model_path", None), "data": path and str(path)},
         "own": True,
+        "labels": True,
         "classes": [],
         "part": None,
         "out": None,
@@ -290,10 +291,16 @@ def test_a_place_that_cannot_be_written_is_a_sentence(model_file: Path) -> None:
         predict(order(model_file, out=f"{model_file}/out.npz"))
 
 
+def three_classes(tmp_path: Path) -> Path:
+    """A model whose class is the largest of three features."""
+    path = tmp_path / "three.safetensors"
+    save_file({"W1": np.eye(3, dtype=np.float32), "b1": np.zeros(3, np.float32)}, path)
+    return path
+
+
 def test_classes_are_numbered_as_in_the_run_and_written_by_name(tmp_path: Path) -> None:
     """Other data may lack some of the run's classes: that must not shift the numbers."""
-    model = tmp_path / "three.safetensors"
-    save_file({"W1": np.eye(3, dtype=np.float32), "b1": np.zeros(3, np.float32)}, model)
+    model = three_classes(tmp_path)
     names = ["cat", "dog", "eel"]
     rows = ["0,1,0,dog", "0,0,1,eel"] * 3
     path = tmp_path / "new.csv"
@@ -313,13 +320,123 @@ def test_classes_are_numbered_as_in_the_run_and_written_by_name(tmp_path: Path) 
     assert caught.value.remedy == "they are cat, dog, eel"
 
 
-def test_a_table_without_labels_does_not_fit(tmp_path: Path) -> None:
+def table(path: Path, text: str, **options: Any) -> dict[str, Any]:
+    path.write_text(text)
+    options = {"label": -1, "delimiter": ",", "test_fraction": 0.2, **options}
+    return {"data": {"kind": "csv", "name": "", "options": options}, "path": path, "own": False}
+
+
+def test_a_table_without_labels_does_not_fit_unless_that_is_said(tmp_path: Path) -> None:
     """Its last column is taken for the label, and what is left is not wide enough."""
-    model = tmp_path / "three.safetensors"
-    save_file({"W1": np.eye(3, dtype=np.float32), "b1": np.zeros(3, np.float32)}, model)
-    path = tmp_path / "new.csv"
-    path.write_text("\n".join(["0.5,1.5,0.25"] * 6))
-    data = {"kind": "csv", "name": "", "options": {}}
+    new = table(tmp_path / "new.csv", "\n".join(["0.5,1.5,0.25"] * 6))
     with pytest.raises(UserCodeError, match=r"does not fit new\.csv") as caught:
-        predict(order(model, data=data, path=path, own=False))
-    assert "must have the form" in caught.value.remedy
+        predict(order(three_classes(tmp_path), **new))
+    assert caught.value.remedy.endswith("if no column is their label: --no-labels")
+    out = tmp_path / "out.csv"
+    said = predict(order(three_classes(tmp_path), **new, labels=False, out=str(out)))
+    assert (said["part"], said["examples"], said["metrics"]) == ("all", 6, None)
+    assert [row[-2:] for row in out.read_text().splitlines()[1:]] == [",1"] * 6
+
+
+@pytest.mark.parametrize("text", ["a;b;c\n1;2;0\n3;0;1\n", "a;b;c\n1;2;0\n\n3;0;1"])
+def test_a_table_that_lacks_the_labels_column_has_none(tmp_path: Path, text: str) -> None:
+    new = table(tmp_path / "new.csv", text, label="kind", delimiter=";")
+    out = tmp_path / "out.npz"
+    model = three_classes(tmp_path)
+    said = predict(order(model, **new, classes=["x", "y", "z"], out=str(out)))
+    assert (said["examples"], said["metrics"]) == (2, None)
+    with np.load(out) as arrays:
+        x = np.array([[1, 2, 0], [3, 0, 1]])
+        assert np.allclose(arrays["outputs"], expected(model, x))
+        assert arrays["class_names"][arrays["classes"]].tolist() == ["y", "x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("1,2,0,4\n", "no column 'kind'"),  # no names at all: which of them would be missing?
+        ("a,b,c\n1,x,3\n", r"new\.csv:2: column 'b': 'x' is not a number"),
+        ("a,b,c\n1,nan,3\n", r"new\.csv:2: column 'b': nan is not finite"),
+        ("a,b,c\n", "no rows below the header"),
+        ("a,b\n1,2\n", "new.csv|shapes|matmul"),
+        ("", "the file is empty"),
+    ],
+)
+def test_a_table_without_labels_that_is_wrong_is_a_sentence(
+    tmp_path: Path, text: str, why: str
+) -> None:
+    with pytest.raises(UserCodeError, match=why):
+        predict(order(three_classes(tmp_path), **table(tmp_path / "new.csv", text, label="kind")))
+
+
+def photographs(folder: Path, shades: dict[str, int]) -> Path:
+    for name, shade in shades.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), shade).save(folder / name)
+    return folder
+
+
+def of_images(folder: Path, model: Path, **more: Any) -> dict[str, Any]:
+    options = {"size": [8, 8], "grey": True, "test_fraction": 0.25}
+    return {
+        "data": {"kind": "images", "name": "", "options": options},
+        "path": folder,
+        "model": {"kind": "file", "name": "", "options": {}},
+        "model_path": str(model),
+        **more,
+    }
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_images_without_labels_are_answered_by_name(
+    said: bool, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder without folders says so itself; one with folders must not mean classes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    more = {"c/x.png": 4, "c/y.png": 3} if said else {}
+    shades = {"a.png": 9, "b.png": 7, **more, "d.png": 5}
+    folder = photographs(tmp_path / "photos", shades)
+    (folder / "README").write_text("no image")
+    out = tmp_path / "out.csv"
+    new = of_images(folder, mean_grey(tmp_path), own=False, labels=not said, out=str(out))
+    found = predict(order(model_file, **new))
+    forget()
+    assert (found["part"], found["examples"], found["metrics"]) == ("all", len(shades), None)
+    head, *rows = (row.split(",") for row in out.read_text().splitlines())
+    assert head == ["file", "output_0"]
+    assert {name: round(float(value)) for name, value in rows} == shades
+    assert [name for name, _ in rows] == sorted(shades)
+
+
+@pytest.mark.parametrize(("part", "count"), [("training", 6), ("held-out", 2), ("all", 8)])
+def test_each_images_file_is_named_in_every_part(
+    part: str, count: int, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shades = {f"{kind}/{i}.png": 10 * i + at for at, kind in enumerate("ab") for i in range(4)}
+    out = tmp_path / "out.npz"
+    folder = photographs(tmp_path / "photos", shades)
+    new = of_images(folder, mean_grey(tmp_path), part=part, out=str(out))
+    assert predict(order(model_file, **new))["examples"] == count
+    forget()
+    with np.load(out) as arrays:
+        assert np.allclose([shades[name] for name in arrays["files"]], arrays["outputs"], atol=0.01)
+        assert len(set(arrays["files"])) == count
+
+
+def test_labels_that_are_to_be_ignored_are(model_file: Path, tmp_path: Path) -> None:
+    x, y = np.ones((5, 64)), np.arange(5)
+    new = npz(tmp_path / "new.npz", x=x, y=y, x_test=x[:2], y_test=y[:2])
+    said = predict(order(model_file, **new, own=False, labels=False))
+    assert (said["examples"], said["metrics"]) == (7, None)
+    path = tmp_path / "new.svm"
+    path.write_text("".join(f"0 64:{i}.5\n" for i in range(4)))  # the format wants a label
+    data = {"kind": "svmlight", "name": "", "options": {}}
+    out = tmp_path / "out.npz"
+    told = {"data": data, "path": path, "own": False, "labels": False, "out": str(out)}
+    said = predict(order(model_file, **told))
+    assert (said["part"], said["examples"], said["metrics"]) == ("all", 4, None)
+    with np.load(out) as arrays:
+        x = np.zeros((4, 64))
+        x[:, 63] = np.arange(4) + 0.5
+        assert np.allclose(arrays["outputs"], expected(model_file, x))

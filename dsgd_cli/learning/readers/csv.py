@@ -32,22 +32,39 @@ def csv(
     return replace(hold_out(path.name, x, y, test_fraction), classes=classes)
 
 
+def csv_without_labels(path: Path, delimiter: str = ",") -> Array:
+    """x alone: every column is a feature."""
+    head = _inspect(path, None, delimiter)
+    return _numbers(path, head, _table(path, head, delimiter, None))
+
+
+def csv_lacks_label(path: Path, label: str | int = -1, delimiter: str = ",") -> bool:
+    """Whether the columns have names, and none is the label's."""
+    if isinstance(label, int):
+        return False
+    names = _inspect(path, None, delimiter).header
+    return bool(names) and label not in names
+
+
 @dataclass(frozen=True, slots=True)
 class _Head:
     """What the first two rows say."""
 
     line: int  # of the names; 0: there are none
     names: list[str]
-    columns: int
-    label: int
+    label: int | None  # the column's position; None: no column is the label's
     texts: bool  # labels are texts
 
+    @property
+    def header(self) -> list[str]:
+        return self.names if self.line else []
+
     def column(self, position: int) -> str:
-        name = self.names[position] if self.line and position < len(self.names) else ""
+        name = self.header[position] if position < len(self.header) else ""
         return f"column {name!r}" if name else f"column {position + 1}"
 
 
-def _inspect(path: Path, label: str | int, delimiter: str) -> _Head:
+def _inspect(path: Path, label: str | int | None, delimiter: str) -> _Head:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv_format.reader(file, delimiter=delimiter)
@@ -59,7 +76,7 @@ def _inspect(path: Path, label: str | int, delimiter: str) -> _Head:
         raise UserCodeError(f"{path.name}: not a readable .csv file: {error}") from error
     if not first:
         raise UserCodeError(f"{path.name}: the file is empty")
-    if len(first) < 2:
+    if len(first) < 2 and label is not None:
         raise UserCodeError(
             f"{path.name}: one column is not enough for examples and labels",
             remedy=f"is {delimiter!r} the delimiter?",
@@ -70,18 +87,22 @@ def _inspect(path: Path, label: str | int, delimiter: str) -> _Head:
         )
     names = [cell.strip() for cell in first]
     column = _column(path, label, names)
-    texts = not _is_number(second[column])
-    header = isinstance(label, str) or (not texts and not _is_number(first[column]))
-    header = header or any(not _is_number(cell) for cell in first[:column] + first[column + 1 :])
-    return _Head(line if header else 0, names, len(names), column, texts)
+    texts = column is not None and not _is_number(second[column])
+    header = isinstance(label, str) or any(
+        not _is_number(cell) for at, cell in enumerate(first) if not (texts and at == column)
+    )
+    return _Head(line if header else 0, names, column, texts)
 
 
-def _column(path: Path, label: str | int, names: list[str]) -> int:
+def _column(path: Path, label: str | int | None, names: list[str]) -> int | None:
+    if label is None:
+        return None
     if isinstance(label, str):
         if label not in names:
-            raise UserCodeError(
-                f"{path.name}: no column {label!r}", remedy=f"the columns are {', '.join(names)}"
-            )
+            remedy = f"the columns are {', '.join(names)}"
+            if all(map(_is_number, names)):
+                remedy = "the first row has numbers, no names: give the label's position"
+            raise UserCodeError(f"{path.name}: no column {label!r}", remedy=remedy)
         return names.index(label)
     if not -len(names) <= label < len(names):
         raise UserCodeError(f"{path.name}: no column {label}, it has {len(names)}")
@@ -108,12 +129,19 @@ def _examples(path: Path, head: _Head, delimiter: str) -> tuple[Array, Array, tu
     """x as float32, labels, and what the labels are called, if they are texts."""
     classes: dict[str, int] = {}
     table = _table(path, head, delimiter, classes if head.texts else None)
-    with np.errstate(over="ignore"):  # infinity, which is refused
-        numbers = table.astype(np.float32)
-    _check_finite(path, head, numbers, table)
+    numbers = _numbers(path, head, table)
+    assert head.label is not None
     y = _labels(table[:, head.label], classes)
     del table  # twice as large as x, of which there will be copies
     return np.delete(numbers, head.label, axis=1), y, tuple(sorted(classes))
+
+
+def _numbers(path: Path, head: _Head, table: Array) -> Array:
+    """The table as float32."""
+    with np.errstate(over="ignore"):  # infinity, which is refused
+        numbers: Array = table.astype(np.float32)
+    _check_finite(path, head, numbers, table)
+    return numbers
 
 
 def _table(path: Path, head: _Head, delimiter: str, classes: dict[str, int] | None) -> Array:
@@ -139,7 +167,7 @@ def _table(path: Path, head: _Head, delimiter: str, classes: dict[str, int] | No
             delimiter=delimiter,
             comments=None,
             quotechar='"',
-            converters=None if classes is None else {head.label: numbered},
+            converters=None if classes is None or head.label is None else {head.label: numbered},
             encoding=None,
             ndmin=2,
         )

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -56,21 +56,35 @@ def images(
             remedy="add images, or give another test_fraction",
         )
     order = np.concatenate([train, test])
-    shape = (len(files), *size) if grey else (len(files), *size, 3)
-    options = [VERSION, list(size), grey, test_fraction]
-    state = [[file.name, file.bytes, file.mtime_ns, file.ctime_ns] for file in files]
-    key = hashlib.sha256(json.dumps([str(path.resolve()), *options, state]).encode()).hexdigest()
-
-    def make(folder: Path) -> None:
-        chosen = [files[i] for i in order]
-        _decode_all(path, chosen, shape, json.dumps(options), folder)
-        if _listed(path) != (classes, files):
-            raise UserCodeError(f"{path.name}: it changed while it was read", remedy="run again")
-
-    raw, source = kept(key[:32], partial(_read, shape=shape), make)
+    chosen, again = [files[i] for i in order], lambda: _listed(path) == (classes, files)
+    raw, source = _kept(path, chosen, again, size, grey, [test_fraction])
     n = len(train)
     x, x_test = Pixels(raw[:n], source=source), Pixels(raw[n:], source=source)
     return Dataset(path.name, x, y[train], x_test, y[test], classes)
+
+
+def images_without_labels(
+    path: Path, size: Sequence[int] = (64, 64), grey: bool = False
+) -> tuple[Pixels, list[str]]:
+    """All images in the folder and below it, as `images` has them, and their names there."""
+    files = _unlabelled(path)
+    raw, _ = _kept(path, files, lambda: _unlabelled(path) == files, size, grey, [])
+    return Pixels(raw), [file.name for file in files]
+
+
+def image_names(path: Path, test_fraction: float) -> list[str]:
+    """The files of what `images` gives, below the folder: of the training set, then held out."""
+    _, files = _listed(path)
+    parts = split(np.array([file.label for file in files]), test_fraction)
+    return [files[i].name for part in parts for i in part]
+
+
+def has_folders(path: Path) -> bool:
+    """Whether there can be classes."""
+    try:
+        return any(entry.is_dir() for entry in _visible(path))
+    except OSError:
+        return True  # which `images` will explain
 
 
 # ── files ──────────────────────────────────────────────────────────────────────────────────────
@@ -110,6 +124,17 @@ def _listed(folder: Path) -> tuple[tuple[str, ...], list[_File]]:
         ) from error
 
 
+def _unlabelled(folder: Path) -> list[_File]:
+    try:
+        if files := list(_below(folder, "", 0)):
+            return files
+    except OSError as error:
+        raise UserCodeError(
+            f"{error.filename or folder.name}: cannot be read: {error.strerror}"
+        ) from error
+    raise UserCodeError(f"{folder.name}: no images in this folder ({', '.join(SUFFIXES)})")
+
+
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         seen = [e for e in entries if not e.name.startswith(".") and e.name not in IGNORED]
@@ -120,7 +145,7 @@ def _below(folder: Path, name: str, label: int) -> Iterator[_File]:
     if name.count("/") > MAX_DEPTH:
         raise UserCodeError(f"{name}: too deep (is there a link to a folder around it?)")
     for entry in _visible(folder):
-        inner = f"{name}/{entry.name}"
+        inner = f"{name}/{entry.name}" if name else entry.name
         if entry.is_dir():
             yield from _below(folder / entry.name, inner, label)
         elif Path(entry.name).suffix.lower() in SUFFIXES:
@@ -142,6 +167,28 @@ def split(y: Array, fraction: float) -> tuple[Array, Array]:
 
 
 # ── pixels ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _kept(
+    path: Path,
+    files: Sequence[_File],
+    unchanged: Callable[[], bool],
+    size: Sequence[int],
+    grey: bool,
+    more: Sequence[Any],
+) -> tuple[Array, str]:
+    """The files' pixels in that order, and their source; `more`: what else the order follows."""
+    shape = (len(files), *size) if grey else (len(files), *size, 3)
+    options = [VERSION, list(size), grey, *more]
+    state = sorted([file.name, file.bytes, file.mtime_ns, file.ctime_ns] for file in files)
+    key = hashlib.sha256(json.dumps([str(path.resolve()), *options, state]).encode()).hexdigest()
+
+    def make(folder: Path) -> None:
+        _decode_all(path, files, shape, json.dumps(options), folder)
+        if not unchanged():
+            raise UserCodeError(f"{path.name}: it changed while it was read", remedy="run again")
+
+    return kept(key[:32], partial(_read, shape=shape), make)
 
 
 def _read(folder: Path, shape: tuple[int, ...]) -> tuple[Array, str] | None:

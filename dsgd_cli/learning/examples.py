@@ -1,0 +1,189 @@
+"""Which examples `dsgd predict` computes outputs of, and in which order.
+
+Examples may have no labels. A file says so itself where it can: an npz with `x` alone, a table
+that lacks the column with the labels' name, a folder of images without folders in it. Of the others
+the user says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+
+from dsgd_cli.contract.errors import UserCodeError
+from dsgd_cli.learning.adapters import load_data
+from dsgd_cli.learning.datasets import Dataset, hold_out
+from dsgd_cli.learning.pixels import Array, Pixels, joined
+from dsgd_cli.learning.readers.csv import csv_lacks_label, csv_without_labels
+from dsgd_cli.learning.readers.idx import has_test_set
+from dsgd_cli.learning.readers.images import (
+    has_folders,
+    image_names,
+    images_without_labels,
+    split,
+)
+
+Order = Mapping[str, Any]
+HELD_OUT, TRAINING, ALL = "held-out", "training", "all"
+NO_LABELS = "if no column is their label: --no-labels"
+MOST_NAMES = 20  # of classes in a message
+WHOLE_FRACTION = 0.5  # of another file, which is put together again: two rows are enough
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """What outputs are computed of."""
+
+    name: str
+    part: str  # held-out | training | all
+    x: Array | Pixels
+    y: Array | None = None  # None where nobody knows it
+    data: Dataset | None = None  # whole, where it was loaded as such
+    files: Sequence[str] = ()  # of each example, where each has one
+
+
+def examples_of(order: Order) -> Examples:
+    """The part that was asked for. By default the held-out one; all of a file that has none.
+
+    `order`: train (as the run's), files ({data: path or None}), own, labels, part, classes; see
+    `predict`. Raises UserCodeError, SpecError.
+    """
+    ref, path = order["train"]["data"], order["files"]["data"] and Path(order["files"]["data"])
+    kind, other, labels = ref["kind"], not order["own"], order["labels"]
+    whole = _is_whole(kind, path)
+    part = order["part"] or (ALL if other and (whole or not labels) else HELD_OUT)
+    if part == ALL and other and path is not None and kind in UNLABELLED:
+        says_so, read = UNLABELLED[kind]
+        if not labels or says_so(path, **ref["options"]):
+            x, files = read(path, **ref["options"])
+            floats = isinstance(x, Pixels) or x.dtype.kind == "f"
+            x = x.astype(order["train"]["dtype"]) if floats else x
+            return Examples(path.name, part, x, files=files)
+    found = _labelled(order, part, path, whole)
+    return found if labels else replace(found, y=None, data=None)
+
+
+def _labelled(order: Order, part: str, path: Path | None, whole: bool) -> Examples:
+    ref = order["train"]["data"]
+    kind, options = ref["kind"], ref["options"]
+    if whole and part == ALL and not order["own"]:
+        options = {**options, "test_fraction": WHOLE_FRACTION}
+    try:
+        data = load_data(kind, ref["name"], options, path).as_dtype(order["train"]["dtype"])
+    except UserCodeError as error:
+        if kind != "csv" or order["own"]:
+            raise
+        remedy = "; ".join(filter(None, [error.remedy, NO_LABELS]))
+        raise UserCodeError(error.message, details=error.details, remedy=remedy) from error
+    n, n_test = len(data.x), len(data.x_test)
+    x, y, rows = data.x, data.y, np.arange(n)
+    if part == HELD_OUT:
+        x, y, rows = data.x_test, data.y_test, np.arange(n, n + n_test)
+    elif part == ALL:
+        x, y = joined(x, data.x_test), np.concatenate([y, data.y_test])
+        rows = np.arange(n + n_test)
+        if whole:
+            rows = _order_of_file(kind, y, options["test_fraction"])
+            x, y = Pixels(x.raw[rows], x.dtype) if isinstance(x, Pixels) else x[rows], y[rows]
+    files: Sequence[str] = ()
+    if kind == "images" and path is not None:
+        names = image_names(path, options["test_fraction"])
+        files = [names[row] for row in rows]
+    return Examples(data.name, part, x, _renumbered(data, y, order["classes"]), data, files)
+
+
+def _renumbered(data: Dataset, y: Array, classes: Sequence[str]) -> Array:
+    """Labels as the run numbers its classes: other data may lack some of them."""
+    if not classes or not data.classes:
+        return y
+    for name in data.classes:
+        if name not in classes:
+            known = ", ".join(classes[:MOST_NAMES]) + ", …" * (len(classes) > MOST_NAMES)
+            raise UserCodeError(
+                f"{data.name}: {name!r} is none of the classes that the model was trained on",
+                remedy=f"they are {known}",
+            )
+    numbers: Array = np.array([classes.index(name) for name in data.classes])
+    return numbers[y]
+
+
+def _is_whole(kind: str, path: Path | None) -> bool:
+    """Whether the file or folder has no held-out examples of its own."""
+    if kind == "npz" and path is not None:
+        return "x_test" not in _names(path)
+    if kind == "idx" and path is not None:
+        return not has_test_set(path)
+    return kind in ("csv", "svmlight", "images")
+
+
+def _names(path: Path) -> set[str]:
+    """The arrays of a file; none of one that cannot be read, which `load_data` will explain."""
+    with suppress(Exception):
+        arrays = np.load(path, allow_pickle=False)
+        if isinstance(arrays, NpzFile):
+            with arrays:
+                return set(arrays.files)
+    return set()
+
+
+def _order_of_file(kind: str, y: Array, fraction: float) -> Array:
+    """Undoes the shuffle of what is held out: it is the same for as many examples, of images for as
+    many of each class, which are listed class by class."""
+    if kind == "images":
+        return np.argsort(np.concatenate(split(np.sort(y), fraction)))
+    numbers = np.arange(len(y))
+    shuffled = hold_out("", numbers, numbers, fraction)
+    return np.argsort(np.concatenate([shuffled.x, shuffled.x_test]))
+
+
+# ── without labels ─────────────────────────────────────────────────────────────────────────────
+
+
+def _npz_lacks_labels(path: Path, **_: Any) -> bool:
+    return (names := _names(path)) >= {"x"} and not names & {"y", "x_test", "y_test"}
+
+
+def _npz(path: Path, **_: Any) -> tuple[Array, Sequence[str]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            x: Array = arrays["x"]
+            if "x_test" in arrays:
+                x = np.concatenate([x, arrays["x_test"]])
+    except Exception as error:  # a damaged file makes numpy and zipfile raise almost anything
+        raise UserCodeError(f"{path.name}: {error}") from error
+    if x.dtype.kind not in "fiub" or x.ndim == 0 or len(x) == 0:
+        raise UserCodeError(f"{path.name}: x has dtype {x.dtype} and shape {x.shape}")
+    return x, ()
+
+
+def _csv_lacks_labels(path: Path, label: str | int = -1, delimiter: str = ",", **_: Any) -> bool:
+    return csv_lacks_label(path, label, delimiter)
+
+
+def _csv(path: Path, delimiter: str = ",", **_: Any) -> tuple[Array, Sequence[str]]:
+    return csv_without_labels(path, delimiter), ()
+
+
+def _images_lack_labels(path: Path, **_: Any) -> bool:
+    return not has_folders(path)
+
+
+def _images(path: Path, size: Sequence[int], grey: bool, **_: Any) -> tuple[Pixels, Sequence[str]]:
+    return images_without_labels(path, size, grey)
+
+
+SaysSo: TypeAlias = Callable[..., bool]
+Read: TypeAlias = Callable[..., tuple[Array | Pixels, Sequence[str]]]
+
+# kind -> (whether a file says that it has no labels, what reads it then: x, and each one's file)
+UNLABELLED: dict[str, tuple[SaysSo, Read]] = {
+    "npz": (_npz_lacks_labels, _npz),
+    "csv": (_csv_lacks_labels, _csv),
+    "images": (_images_lack_labels, _images),
+}
