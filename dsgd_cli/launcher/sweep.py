@@ -195,6 +195,7 @@ def sweep(cells: Sequence[Cell], screen: TrainScreen, options: Options) -> Sweep
     made = Sweep(make_run_dir(f"{name}-sweep", options.runs), cells)
     for cell in cells:
         screen.note(f"── {cell.number}/{len(cells)}  {cell.label}")
+        _write(made.folder, [*made.summaries, _running(made.folder, cell)])
         of_this = replace(options, runs=made.folder, label=cell.folder, timeout_s=left_s())
         result = train(cell.spec, screen, of_this, Phases())
         _add(made, cell, result)
@@ -221,11 +222,20 @@ def _add(made: Sweep, cell: Cell, result: Result) -> None:
     made.warnings += [f"{cell.label}: {warning}" for warning in result.warnings]
     if result.error is not None:
         made.errors.append((cell, result.error))
-    text = json.dumps(made.summaries, indent=1)
+    _write(made.folder, made.summaries)
+
+
+def _running(folder: Path, cell: Cell) -> Message:
+    """In place of a summary: what `dsgd report` has to know while it runs, or if we are killed."""
+    run_dir = str(folder / cell.folder)
+    return {"outcome": "running", "run_dir": run_dir, "sweep": dict(cell.values)}
+
+
+def _write(folder: Path, entries: Sequence[Message]) -> None:
     try:
-        (made.folder / "sweep.json").write_text(text + "\n")
+        (folder / "sweep.json").write_text(json.dumps(entries, indent=1) + "\n")
     except OSError as error:
-        raise DsgdError(f"{made.folder}: {error.strerror}") from None
+        raise DsgdError(f"{folder}: {error.strerror}") from None
 
 
 def _is_the_end(result: Result) -> bool:

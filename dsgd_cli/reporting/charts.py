@@ -17,6 +17,7 @@ class Axis:
     title: str
     log: bool = False
     zero: bool = False  # begins at 0
+    whole: bool = False  # of things that are counted: there is nothing between 1 and 2
 
 
 @dataclass(frozen=True, slots=True)

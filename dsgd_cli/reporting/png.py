@@ -83,6 +83,8 @@ def _lines(axes: Any, chart: LineChart) -> None:
     if chart.x.log:
         axes.set_xscale("log")
         _ticks(axes.xaxis)
+    elif chart.x.whole:
+        axes.xaxis.get_major_locator().set_params(integer=True)
     if chart.y.log:
         axes.set_yscale("log")
         _ticks(axes.yaxis)

@@ -32,8 +32,15 @@ def spans_decades(values: list[float]) -> bool:
     return bool(values) and min(values) > 0 and max(values) / min(values) >= LOG_FROM
 
 
-def scale(values: list[float], *, log: bool = False, zero: bool = False, count: int = 5) -> Scale:
-    """An axis with round ends on which all values are."""
+def scale(
+    values: list[float],
+    *,
+    log: bool = False,
+    zero: bool = False,
+    whole: bool = False,
+    count: int = 5,
+) -> Scale:
+    """An axis with round ends on which all values are; `whole`: ticks are whole numbers."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if log and low > 1e-300:
         return _log_scale(low, high)
@@ -42,15 +49,15 @@ def scale(values: list[float], *, log: bool = False, zero: bool = False, count: 
     if high - low < 1e-9 * max(abs(high), abs(low), 1e-300):
         margin = abs(high) * 0.1 or 1.0
         low, high = (low if zero else low - margin), high + margin
-    step = _round_step((high - low) / count)
+    step = _round_step((high - low) / count, whole)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = tuple(_clean(place * step) for place in range(first, last + 1))
     return Scale(ticks[0], ticks[-1], False, ticks)
 
 
-def tight(values: list[float], *, count: int = 6) -> Scale:
+def tight(values: list[float], *, whole: bool = False, count: int = 6) -> Scale:
     """An axis from 0 (or the least value) to exactly the greatest, with round ticks inside."""
-    wide = scale(values, zero=min(values, default=0.0) >= 0, count=count)
+    wide = scale(values, zero=min(values, default=0.0) >= 0, whole=whole, count=count)
     high = max(values, default=1.0)
     if high <= wide.low:
         return wide
@@ -70,9 +77,12 @@ def _log_scale(low: float, high: float) -> Scale:
     return Scale(start, end, True, tuple(t for t in all_ticks if start <= t <= end))
 
 
-def _round_step(least: float) -> float:
+def _round_step(least: float, whole: bool) -> float:
+    if whole:
+        least = max(least, 1.0)
     power = 10.0 ** math.floor(math.log10(least))
-    return next(times * power for times in STEPS if times * power >= least * (1 - 1e-9))
+    steps = [times * power for times in STEPS if not whole or (times * power).is_integer()]
+    return next(step for step in steps if step >= least * (1 - 1e-9))
 
 
 def _clean(value: float) -> float:

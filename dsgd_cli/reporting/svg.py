@@ -50,7 +50,7 @@ def _lines(chart: LineChart, name: str, title: str) -> str:
     points = [point for line in chart.lines for point in line.points]
     places = [point.x for point in points] + [mark.x for mark in chart.marks]
     frame = Frame(
-        scale(places, log=True) if chart.x.log else tight(places),
+        scale(places, log=True) if chart.x.log else tight(places, whole=chart.x.whole),
         scale([point.y for point in points], log=chart.y.log, zero=chart.y.zero),
     )
     body = [frame.grid_y(), frame.ticks_x(), frame.titles(chart.x.title, chart.y.title)]

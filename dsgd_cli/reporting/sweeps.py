@@ -197,8 +197,9 @@ def _ideal(key: str, ratios: Curves) -> tuple[Line, ...]:
 
 def _x_axis(key: str, curves: Curves) -> Axis:
     """From 0 for workers, so that the ideal is a straight line."""
-    log = key not in WORKERS and spans_decades(_places(curves))
-    return Axis(key, log=log, zero=not log)
+    places = _places(curves)
+    log = key not in WORKERS and spans_decades(places)
+    return Axis(key, log=log, zero=not log, whole=all(place.is_integer() for place in places))
 
 
 def _places(curves: Curves) -> list[float]:

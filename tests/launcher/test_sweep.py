@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dsgd_cli.launcher.phases import Phases
 from dsgd_cli.launcher.result import Result
 from dsgd_cli.launcher.sweep import Cell, Sweep, cells, grid, sweep
 from dsgd_cli.launcher.train import Options
+from dsgd_cli.reporting.runs import runs_in
 
 
 @pytest.fixture(autouse=True)
@@ -175,6 +177,11 @@ def test_a_run_that_fails_ends_the_sweep_only_if_the_next_would_fail_like_it(
     def train(spec: object, screen: object, options: Options, phases: Phases) -> Result:
         began.append(options.label)
         assert options.label is not None
+        *_, running = json.loads((options.runs / "sweep.json").read_text())
+        assert running["outcome"] == "running" and running["sweep"]["workers"] in "124"
+        (options.runs / options.label).mkdir()
+        (options.runs / options.label / "metrics.jsonl").touch()
+        assert runs_in(options.runs)[-1] == (options.runs / options.label, running["sweep"])
         result = Result(made[0].spec, options.runs / options.label, phases)
         result.error = error if len(began) == 2 else None
         return result
@@ -186,7 +193,9 @@ def test_a_run_that_fails_ends_the_sweep_only_if_the_next_would_fail_like_it(
     assert began == [cell.folder for cell in made[:runs]]
     assert [text.split()[1] for text in screen.notes] == [f"{n}/3" for n in range(1, runs + 1)]
     assert len(found.summaries) == len(list(found.rows())) == runs
-    assert (found.folder / "sweep.json").is_file()
+    kept = json.loads((found.folder / "sweep.json").read_text())
+    assert [Path(entry["run_dir"]).name for entry in kept] == began
+    assert "running" not in {entry["outcome"] for entry in kept}
     if error is None:
         found.check()
     else:

@@ -40,6 +40,17 @@ def test_logarithmic_ticks_are_decades_and_few(values: list[float], ticks: list[
     assert found.ticks == pytest.approx(ticks)
 
 
+@pytest.mark.parametrize(
+    ("most", "ticks"),
+    [
+        *[(1, [0, 1]), (2, [0, 1, 2]), (4, [0, 1, 2, 3, 4]), (8, [0, 2, 4, 6, 8])],
+        *[(15, [0, 5, 10, 15]), (90, [0, 20, 40, 60, 80]), (130, [0, 25, 50, 75, 100, 125])],
+    ],
+)
+def test_what_is_counted_has_whole_ticks(most: int, ticks: list[float]) -> None:
+    assert tight([1.0, float(most)], whole=True).ticks == tuple(ticks)
+
+
 @given(st.lists(FLOATS, min_size=1), st.booleans(), st.booleans())
 def test_all_values_are_on_the_axis(values: list[float], zero: bool, log: bool) -> None:
     log = log and min(values) > 0
