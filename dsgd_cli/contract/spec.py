@@ -286,6 +286,11 @@ class Evaluate(Tree):
         validate_default=True,
         description="how often: `1 epoch`, `500 steps`, `30s`",
     )
+    training: bool = Field(
+        default=False,
+        strict=True,
+        description="and as many training examples: `training_accuracy`, …",
+    )
 
 
 class Until(Tree):

@@ -23,7 +23,7 @@ from dsgd_cli.daemons.streams import Stream
 from dsgd_cli.engine.algorithms.names import uses_rounds
 from dsgd_cli.engine.layout import cut
 from dsgd_cli.engine.plateau import HIGHER_IS_BETTER, improves, metric_of
-from dsgd_cli.learning.evaluate import evaluate
+from dsgd_cli.learning.evaluate import evaluate, evaluate_training
 from dsgd_cli.wire import dsgd_pb2 as pb
 from dsgd_cli.wire import identity as ids
 from dsgd_cli.wire.channels.choose import Wanted
@@ -187,7 +187,10 @@ class Trainer:
         def judge(views: Mapping[str, Vector], flat: Vector) -> None:
             data = self._material.data
             with quiet():
-                values = evaluate(self._material.model, views, data.x_test, data.y_test)
+                model = self._material.model
+                values = evaluate(model, views, data.x_test, data.y_test)
+                if self._train["evaluate"]["training"]:
+                    values = evaluate_training(model, views, data) | values
             said = pb.Evaluated(epoch=self.epoch, evaluation=order.evaluation, metrics=values)
             name = metric_of(values, self._wanted_metric)
             if order.keep and name is not None and improves(name, values[name], order.best):

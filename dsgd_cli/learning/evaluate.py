@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from dsgd_cli.contract.errors import UserCodeError
 from dsgd_cli.learning.adapters import Model
-from dsgd_cli.learning.pixels import Pixels
+from dsgd_cli.learning.datasets import Dataset
+from dsgd_cli.learning.pixels import Pixels, part_of
 
 Array = NDArray[Any]
 CHUNK = 1024  # examples at a time
+TRAINING = "training_"  # what names of metrics begin with that are not of the held-out examples
 
 
 def evaluate(
@@ -32,6 +34,15 @@ def evaluate(
     values = {"loss": _mean_loss(model, params, x, y)}
     accuracy = _accuracy(model, params, x, y)
     return values if accuracy is None else values | {"accuracy": accuracy}
+
+
+def evaluate_training(model: Model, params: Mapping[str, Array], data: Dataset) -> dict[str, float]:
+    """The same metrics of as many training examples as are held out, from all over the set and
+    always the same; named `training_loss`, …"""
+    step = max(1, len(data.x) // len(data.x_test))
+    some = slice(0, step * len(data.x_test), step)  # views: nothing is copied
+    values = evaluate(model, params, part_of(data.x, some), data.y[some])
+    return {TRAINING + name: value for name, value in values.items()}
 
 
 def _mean_loss(model: Model, params: Mapping[str, Array], x: Array | Pixels, y: Array) -> float:

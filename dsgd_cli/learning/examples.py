@@ -19,7 +19,7 @@ from numpy.lib.npyio import NpzFile
 from dsgd_cli.contract.errors import UserCodeError
 from dsgd_cli.learning.adapters import load_data
 from dsgd_cli.learning.datasets import Dataset, hold_out
-from dsgd_cli.learning.pixels import Array, Pixels, joined
+from dsgd_cli.learning.pixels import Array, Pixels, joined, part_of
 from dsgd_cli.learning.readers.csv import csv_lacks_label, csv_without_labels
 from dsgd_cli.learning.readers.idx import has_test_set
 from dsgd_cli.learning.readers.images import (
@@ -90,7 +90,7 @@ def _labelled(order: Order, part: str, path: Path | None, whole: bool) -> Exampl
         rows = np.arange(n + n_test)
         if whole:
             rows = _order_of_file(kind, y, options["test_fraction"])
-            x, y = Pixels(x.raw[rows], x.dtype) if isinstance(x, Pixels) else x[rows], y[rows]
+            x, y = part_of(x, rows), y[rows]
     files: Sequence[str] = ()
     if kind == "images" and path is not None:
         names = image_names(path, options["test_fraction"])

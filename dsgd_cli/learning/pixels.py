@@ -57,6 +57,11 @@ class Pixels:
         return made
 
 
+def part_of(x: Array | Pixels, rows: Any) -> Array | Pixels:
+    """Some of the examples; of pixels the bytes, of a slice a view."""
+    return replace(x, raw=x.raw[rows], source="") if isinstance(x, Pixels) else x[rows]
+
+
 def joined(first: Array | Pixels, second: Array | Pixels) -> Array | Pixels:
     """One behind the other; of pixels the bytes, so that they stay a quarter of the size."""
     if isinstance(first, Pixels) and isinstance(second, Pixels):

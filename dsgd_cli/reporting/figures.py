@@ -52,13 +52,16 @@ MOVED = "Parameters and gradients moved per second"
 BYTES = ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"), (1.0, "B/s"))
 
 Metrics = Mapping[str, list[Sample]]
+Curve = tuple[str, str, int, list[Sample]]  # run, training or held out, colour, what to draw
 Rate = tuple[str, int, list[tuple[float, float]]]  # label, colour, (seconds, amount a second)
 
 
 def figures(runs: Sequence[Run]) -> list[Figure]:
     """All figures of a report on these runs; one without anything to show says so itself."""
     measured = [series.metrics(run) for run in runs]
-    named = {name: None for metrics in measured for name in metrics if name != "loss"}
+    named = {
+        name: None for metrics in measured for name in metrics if not _elsewhere(name, metrics)
+    }
     shown, left = list(named)[:MOST_METRICS], len(named) - MOST_METRICS
     note = f"{left} more metrics are in metrics.jsonl." if left > 0 else ""
     return [
@@ -83,27 +86,47 @@ def _loss(runs: Sequence[Run], measured: Sequence[Metrics]) -> Figure:
         found.append((run.name, TRAINING, colour, series.training_loss(run)))
         found.append((run.name, HELD_OUT, colour, metrics.get("loss", [])))
     note = "The training loss is the mean of a worker's report, in the middle of its time."
-    if len(runs) > 1:
-        legend, note = _legend(runs), f"Solid: {TRAINING}; dashed: {HELD_OUT}. {note}"
-    else:
-        legend = (Key(TRAINING, 0), Key(HELD_OUT, 0, dashed=True))
-    return _by_sample("loss", "Loss", "loss", found, legend, note)
+    legend, also = _legend_of_both(runs)
+    return _by_sample("loss", "Loss", "loss", found, legend, f"{also}{note}")
 
 
 def _metric(runs: Sequence[Run], measured: Sequence[Metrics], name: str, note: str) -> Figure:
-    found = [
-        (run.name, HELD_OUT, colour, metrics.get(name, []))
-        for colour, (run, metrics) in enumerate(zip(runs, measured, strict=True))
-    ]
-    title = f"{name[:1].upper()}{name[1:]} on the held-out examples"
-    return _by_sample(f"metric-{name}", title, name, found, _legend(runs), note)
+    """On the held-out examples, and on training examples where those were evaluated, too."""
+    found = []
+    for colour, (run, metrics) in enumerate(zip(runs, measured, strict=True)):
+        if training := metrics.get(series.TRAINING + name):
+            found.append((run.name, TRAINING, colour, training))
+        found.append((run.name, HELD_OUT, colour, metrics.get(name, [])))
+    title, legend = f"{name[:1].upper()}{name[1:]}", _legend(runs)
+    if _are_both(found):
+        legend, also = _legend_of_both(runs)
+        note = f"{also}{note}".strip()
+    else:
+        title += " on the held-out examples"
+    return _by_sample(f"metric-{name}", title, name, found, legend, note)
+
+
+def _elsewhere(name: str, metrics: Metrics) -> bool:
+    """Whether it is drawn in another metric's figure, or by what the workers report."""
+    return name == "loss" or name.removeprefix(series.TRAINING) in metrics.keys() - {name}
+
+
+def _are_both(found: Sequence[Curve]) -> bool:
+    return any(which == TRAINING for _, which, *_ in found)
+
+
+def _legend_of_both(runs: Sequence[Run]) -> tuple[tuple[Key, ...], str]:
+    """And what the note has to say of it."""
+    if len(runs) > 1:
+        return _legend(runs), f"Solid: {TRAINING}; dashed: {HELD_OUT}. "
+    return (Key(TRAINING, 0), Key(HELD_OUT, 0, dashed=True)), ""
 
 
 def _by_sample(
     name: str,
     title: str,
     what: str,
-    found: Sequence[tuple[str, str, int, list[Sample]]],
+    found: Sequence[Curve],
     legend: tuple[Key, ...],
     note: str = "",
 ) -> Figure:
@@ -117,7 +140,7 @@ def _by_sample(
                 f"{run}, {which}",
                 colour,
                 _points(samples, place, f"{run}: {which} {what}"),
-                name == "loss" and which == HELD_OUT,
+                _are_both(found) and which == HELD_OUT,
             )
             for run, which, colour, samples in thinned
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dsgd_cli.reporting.runs import Record
-from dsgd_cli.reporting.series import NOT_METRICS, number
+from dsgd_cli.reporting.series import NOT_METRICS, TRAINING, number
 
 VERSION = "brain.Event:2"
 NAME = "events.out.tfevents.{second}.dsgd"
@@ -43,12 +43,11 @@ class EventFile:
         self._file.flush()
 
     def _scalars(self, record: Record) -> Iterator[tuple[str, float]]:
-        """(tag, value): `held_out/accuracy`, `training/loss`, `worker/0/examples_per_s`, …"""
+        """(tag, value): `held_out/accuracy`, `training_examples/accuracy`, `training/loss`,
+        `worker/0/examples_per_s`, …"""
         found: Iterable[tuple[str, object]]
         if record.get("kind") == "evaluate":
-            found = (
-                (f"held_out/{name}", record[name]) for name in record if name not in NOT_METRICS
-            )
+            found = ((_tag(name), record[name]) for name in record if name not in NOT_METRICS)
         elif record.get("kind") == "report":
             found = self._of_report(record)
         else:
@@ -67,6 +66,13 @@ class EventFile:
             for name in ("examples", "bytes"):
                 amount = number(record.get(name))
                 yield f"worker/{worker}/{name}_per_s", amount and amount / took_s
+
+
+def _tag(name: str) -> str:
+    """`training/loss` is that of the batches."""
+    if name.startswith(TRAINING):
+        return f"training_examples/{name.removeprefix(TRAINING)}"
+    return f"held_out/{name}"
 
 
 # ── Event ──────────────────────────────────────────────────────────────────────────────────────

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from dsgd_cli.learning.datasets import digits
 from tests.end_to_end.conftest import User
 
 DIGITS = """
@@ -91,6 +92,24 @@ def test_metrics_tell_where_the_time_went(user: User) -> None:
     evaluations = [r for r in user.metrics(summary["run_dir"]) if r["kind"] == "evaluate"]
     assert evaluations[-1]["frozen"]
     assert evaluations[-1]["accuracy"] == summary["value"]
+
+
+def test_training_examples_are_evaluated_too_if_that_is_wanted(user: User) -> None:
+    user.write(DIGITS)
+    wanted = ("--set", "train.evaluate.training=true")
+    target = ("--set", "train.until.accuracy=0.9")
+    run = user.dsgd("train", "--json", "--set", "train.model=softmax", *target, *wanted)
+    assert run.code == 0, run.err
+    home = run.summary["run_dir"]
+    evaluations = [r for r in user.metrics(home) if r["kind"] == "evaluate"]
+    names = {"loss", "accuracy", "training_loss", "training_accuracy"}
+    assert evaluations and all(names <= r.keys() for r in evaluations)
+    params, data = load_file(user.folder / home / "model.safetensors"), digits()
+    scores = data.x[:1080:3] @ params["W1"] + params["b1"]  # 360 are held out, of 1,437 to train on
+    right = np.mean(scores.argmax(axis=1) == data.y[:1080:3])
+    assert evaluations[-1]["training_accuracy"] == pytest.approx(right, abs=1e-9)
+    page = (user.folder / home / "report.html").read_text()
+    assert "Accuracy on the held-out examples" not in page
 
 
 def test_without_a_file(user: User) -> None:

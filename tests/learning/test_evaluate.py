@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 from dsgd_cli.contract.errors import UserCodeError
 from dsgd_cli.learning import evaluate as module
 from dsgd_cli.learning.adapters import Model, load_data, load_model
-from dsgd_cli.learning.evaluate import evaluate
+from dsgd_cli.learning.datasets import Dataset
+from dsgd_cli.learning.evaluate import evaluate, evaluate_training
 from dsgd_cli.learning.models import Functions, mlp
+from dsgd_cli.learning.pixels import Pixels
 
 Array = np.ndarray[Any, Any]
 
@@ -91,3 +94,32 @@ def test_predictions_of_another_length_are_refused() -> None:
             X,
             Y,
         )
+
+
+def test_training_examples_are_as_many_and_from_all_over_the_set() -> None:
+    data = load_data("builtin", "digits")
+    model = load_model("builtin", "mlp", {})
+    params = model.init(np.random.default_rng(0), data.example(32))
+    some = evaluate(model, params, data.x[0 : 3 * 360 : 3], data.y[0 : 3 * 360 : 3])
+    found = evaluate_training(model, params, data)
+    assert found == {f"training_{name}": value for name, value in some.items()}
+    few = replace(data, x=data.x[:100], y=data.y[:100])  # fewer than are held out: all of them
+    assert evaluate_training(model, params, few)["training_loss"] == pytest.approx(
+        evaluate(model, params, few.x, few.y)["loss"]
+    )
+
+
+def test_training_examples_that_are_pixels_stay_bytes() -> None:
+    raw = np.arange(250, dtype=np.uint8).reshape(250, 1, 1)
+    seen: list[Any] = []
+
+    def gradients(params: Any, x: Array, y: Array) -> Any:
+        seen.append(x.ravel())
+        return x.mean(), {"w": np.zeros(1)}
+
+    model = Model("m", Functions(len, lambda params, x: x[:, 0, 0], gradients, None), False)
+    pixels = Pixels(raw), Pixels(raw[:50])
+    data = Dataset("photos", pixels[0], Y * 1.0, pixels[1], Y[:50] * 1.0)
+    found = evaluate_training(model, PARAMS, data)
+    assert np.allclose(np.concatenate(seen), np.arange(0, 250, 5) / 255)
+    assert found == {"training_loss": pytest.approx(np.arange(0, 250, 5).mean() / 255)}

@@ -16,7 +16,7 @@ from dsgd_cli.reporting.charts import (
     is_empty,
 )
 from dsgd_cli.reporting.figures import MAX_BARS, drawn, figures
-from dsgd_cli.reporting.runs import Run, read_runs
+from dsgd_cli.reporting.runs import Run, read_run, read_runs
 from tests.reporting.runs import SUMMARY, evaluate, event, folder, report, run, usual
 
 
@@ -139,6 +139,31 @@ def test_the_staleness_is_in_bars_with_the_rare_in_the_last(
     assert chart.categories[: len(labels)] == labels
     assert len(chart.categories) <= MAX_BARS + 1
     assert sum(chart.groups[0].values) == pytest.approx(100)
+
+
+def test_metrics_of_training_examples_are_in_the_figures_of_the_held_out_ones(
+    tmp_path: Path,
+) -> None:
+    metrics = {"loss": 1.0, "accuracy": 0.5, "training_loss": 0.5, "training_accuracy": 0.75}
+    records = [evaluate(float(time), time, **metrics) for time in range(1, 4)]
+    other = [evaluate(1.0, 5, accuracy=0.25, training_day=3.0)]  # somebody's own: of nothing else
+    homes = [folder(tmp_path / "a", records), folder(tmp_path / "b", other)]
+    one, both = figures([read_run(homes[0])]), figures(read_runs(homes))
+    assert [f.name for f in one if f.name.startswith("metric-")] == ["metric-accuracy"]
+    figure = next(figure for figure in one if figure.name == "metric-accuracy")
+    assert figure.title == "Accuracy"
+    assert [(key.label, key.dashed) for key in figure.legend] == [
+        ("training", False),
+        ("held out", True),
+    ]
+    names = [figure.name for figure in both if figure.name.startswith("metric-")]
+    assert names == ["metric-accuracy", "metric-training_day"]
+    figure = next(figure for figure in both if figure.name == "metric-accuracy")
+    assert figure.note == "Solid: training; dashed: held out."
+    chart = figure.views[0][1]
+    assert isinstance(chart, LineChart)
+    lines = [(line.colour, line.dashed, line.points[-1].y) for line in chart.lines]
+    assert lines == [(0, False, 0.75), (0, True, 0.5), (1, True, 0.25)]
 
 
 def test_of_thousands_of_metrics_the_first_have_a_chart_and_the_rest_are_counted(

@@ -119,7 +119,7 @@ def test_the_scalars_of_a_run(tmp_path: Path) -> None:
     events = EventFile(tmp_path, 1000.0)
     events.add(report(1, 2.0, 10, examples=640, loss=0.5, staleness=None), 1002.0)
     events.add(epoch(2.0, 1), 1002.0)
-    events.add(evaluate(2.5, 10, accuracy=0.75, loss=None), 1002.5)
+    events.add(evaluate(2.5, 10, accuracy=0.75, training_accuracy=0.875, loss=None), 1002.5)
     (path,) = tmp_path.glob("events.out.tfevents.*")
     found = read(path)  # while the file is open
     events.add(report(1, 4.0, 20, examples=640, loss=1e300), 1004.0)
@@ -130,6 +130,7 @@ def test_the_scalars_of_a_run(tmp_path: Path) -> None:
         Event(1002.0, 10, "", "worker/1/examples_per_s", 320.0),
         Event(1002.0, 10, "", "worker/1/bytes_per_s", 500_000.0),
         Event(1002.5, 10, "", "held_out/accuracy", 0.75),
+        Event(1002.5, 10, "", "training_examples/accuracy", 0.875),
     ]
     later = read(path)[len(found) :]
     assert [(each.tag, each.value) for each in later] == [
