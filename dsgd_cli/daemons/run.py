@@ -176,6 +176,7 @@ class Run:
             "best": best_of(finish.best),
             "staleness": staleness_of(finish),
             "classes": finish.classes,
+            "columns": finish.columns,
         }
         self._report({"type": "finished", **finite({**fields, **about})})
         self.stop()
@@ -396,6 +397,7 @@ def event_of(worker: int, incarnation: int, kind: str, body: Any) -> ev.Event:
             body.data_digest,
             body.held_out,
             tuple(body.classes),
+            tuple(body.columns),
         )
     if kind == "initialised":
         return ev.Initialised(*who)

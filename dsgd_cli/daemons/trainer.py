@@ -93,6 +93,7 @@ class Trainer:
                     data_digest=self._material.data_digest,
                     held_out=len(data.x_test),
                     classes=data.classes,
+                    columns=data.columns,
                 )
             )
         )

@@ -116,6 +116,7 @@ class Prepared:
     data_digest: str = ""
     held_out: int = 0  # examples that evaluations are of
     classes: tuple[str, ...] = ()  # what class numbers are called, if the data say so
+    columns: tuple[str, ...] = ()  # what features are called, if the data say so
 
 
 @dataclass(frozen=True, slots=True)
@@ -548,6 +549,7 @@ class Finish:
     staleness: Mapping[int, int] = field(default_factory=dict)  # updates by others -> pushes
     dropped: int = 0  # pushes that came too late
     classes: tuple[str, ...] = ()  # what class numbers are called, if the data say so
+    columns: tuple[str, ...] = ()  # what features are called, if the data say so
 
 
 Decision = (

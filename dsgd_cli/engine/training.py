@@ -657,6 +657,7 @@ class Training:
         metrics = {key: value for key, value in (frozen or {}).items() if math.isfinite(value)}
         name = verdict.metric_name(self._until, self._metrics)
         ended_s = self._now_s if self._ended_s is None else self._ended_s
+        references = self._references.values()
         self._out.append(
             Finish(
                 outcome=verdict.outcome(ending, self._until, frozen),
@@ -674,7 +675,8 @@ class Training:
                 best=self._evaluations.best,
                 staleness=dict(sorted(self._ledger.staleness.items())),
                 dropped=self._ledger.dropped,
-                classes=next((each.classes for each in self._references.values()), ()),
+                classes=next((each.classes for each in references), ()),
+                columns=next((each.columns for each in references if each.columns), ()),
             )
         )
 

@@ -20,7 +20,7 @@ from dsgd_cli.engine.plateau import metric_of
 OWN = "; if each host has examples of its own, say so: `per_host: true`"
 CHANGED = "; the workers of one host must have the same examples: did they change?"
 SAME = "; remove `per_host`, or give each host its own"
-FORM = "; the examples of each host (`per_host`) must have the same form, and all classes"
+FORM = "; the examples of each host (`per_host`) must have the same form, columns and classes"
 
 
 class Why(Enum):
@@ -92,6 +92,9 @@ def difference(
             "contents of the data (digest)": (other.data_digest, first.data_digest),
         }
         also = CHANGED if per_host else OWN
+    columns = zip(other.columns, first.columns, strict=False)  # of some tables no row names them
+    for number, (theirs, ours) in enumerate(columns, start=1):
+        pairs[f"column {number}"] = (repr(theirs), repr(ours))
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:
             return f"{names[0]} and {names[1]} differ in their {what}: {theirs} and {ours}{also}"

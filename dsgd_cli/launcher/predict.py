@@ -76,7 +76,7 @@ def predict(run: Path, options: Options) -> Message:
         },
         "own": options.data is None,
         "labels": options.labels,
-        "classes": _classes(run),
+        **_names(run),
         "part": options.part,
         "out": None if options.out is None else str(options.out),
     }
@@ -108,12 +108,15 @@ def _model_file(run: Path, best: bool) -> Path:
     return run / name
 
 
-def _classes(run: Path) -> list[str]:
-    """What the run's class numbers are called; nothing where the run or its data did not say."""
+def _names(run: Path) -> dict[str, list[str]]:
+    """What the run's class numbers and features are called; none where its data did not say."""
     try:
-        return [str(name) for name in read_summary(run).get("classes") or ()]
+        summary = read_summary(run)
     except OSError:
-        return []
+        summary = {}
+    return {
+        what: [str(name) for name in summary.get(what) or ()] for what in ("classes", "columns")
+    }
 
 
 def _spec(run: Path, data: str | None) -> ClusterSpec:

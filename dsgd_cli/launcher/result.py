@@ -81,6 +81,7 @@ class Result:
             "best": self._best(run),
             "staleness": run.get("staleness"),
             "classes": run.get("classes") or [],
+            "columns": run.get("columns") or [],
             "stopped": self.receipt.stopped if self.receipt else 0,
             "left": len(self.receipt.left) if self.receipt else 0,
         }

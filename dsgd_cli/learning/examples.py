@@ -32,7 +32,7 @@ from dsgd_cli.learning.readers.images import (
 Order = Mapping[str, Any]
 HELD_OUT, TRAINING, ALL = "held-out", "training", "all"
 NO_LABELS = "if no column is their label: --no-labels"
-MOST_NAMES = 20  # of classes in a message
+MOST_NAMES = 20  # in a message
 WHOLE_FRACTION = 0.5  # of another file, which is put together again: two rows are enough
 
 
@@ -51,8 +51,8 @@ class Examples:
 def examples_of(order: Order) -> Examples:
     """The part that was asked for. By default the held-out one; all of a file that has none.
 
-    `order`: train (as the run's), files ({data: path or None}), own, labels, part, classes; see
-    `predict`. Raises UserCodeError, SpecError.
+    `order`: train (as the run's), files ({data: path or None}), own, labels, part, classes and
+    columns; see `predict`. Raises UserCodeError, SpecError.
     """
     ref, path = order["train"]["data"], order["files"]["data"] and Path(order["files"]["data"])
     kind, other, labels = ref["kind"], not order["own"], order["labels"]
@@ -61,10 +61,12 @@ def examples_of(order: Order) -> Examples:
     if part == ALL and other and path is not None and kind in UNLABELLED:
         says_so, read = UNLABELLED[kind]
         if not labels or says_so(path, **ref["options"]):
-            x, files = read(path, **ref["options"])
+            x, names = read(path, **ref["options"])
             floats = isinstance(x, Pixels) or x.dtype.kind == "f"
             x = x.astype(order["train"]["dtype"]) if floats else x
-            return Examples(path.name, part, x, files=files)
+            if kind == "images":
+                return Examples(path.name, part, x, files=names)
+            return Examples(path.name, part, _by_name(path.name, x, names, order["columns"]))
     found = _labelled(order, part, path, whole)
     return found if labels else replace(found, y=None, data=None)
 
@@ -81,6 +83,10 @@ def _labelled(order: Order, part: str, path: Path | None, whole: bool) -> Exampl
             raise
         remedy = "; ".join(filter(None, [error.remedy, NO_LABELS]))
         raise UserCodeError(error.message, details=error.details, remedy=remedy) from error
+    x, x_test = (
+        _by_name(data.name, each, data.columns, order["columns"]) for each in (data.x, data.x_test)
+    )
+    data = replace(data, x=x, x_test=x_test, known="")
     n, n_test = len(data.x), len(data.x_test)
     x, y, rows = data.x, data.y, np.arange(n)
     if part == HELD_OUT:
@@ -98,16 +104,34 @@ def _labelled(order: Order, part: str, path: Path | None, whole: bool) -> Exampl
     return Examples(data.name, part, x, _renumbered(data, y, order["classes"]), data, files)
 
 
+def _by_name(
+    data: str, x: Array | Pixels, columns: Sequence[str], known: Sequence[str]
+) -> Array | Pixels:
+    """x with the run's columns in the run's order, where both have names for them."""
+    if not columns or not known or list(columns) == list(known):
+        return x
+    for name in known:
+        if name not in columns:
+            raise UserCodeError(
+                f"{data}: no column {name!r}, which the model was trained on",
+                remedy=f"it needs {_list(known)}; without a header, columns are taken as they come",
+            )
+    return x[:, [columns.index(name) for name in known]]
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMES]) + ", …" * (len(names) > MOST_NAMES)
+
+
 def _renumbered(data: Dataset, y: Array, classes: Sequence[str]) -> Array:
     """Labels as the run numbers its classes: other data may lack some of them."""
     if not classes or not data.classes:
         return y
     for name in data.classes:
         if name not in classes:
-            known = ", ".join(classes[:MOST_NAMES]) + ", …" * (len(classes) > MOST_NAMES)
             raise UserCodeError(
                 f"{data.name}: {name!r} is none of the classes that the model was trained on",
-                remedy=f"they are {known}",
+                remedy=f"they are {_list(classes)}",
             )
     numbers: Array = np.array([classes.index(name) for name in data.classes])
     return numbers[y]
@@ -167,7 +191,7 @@ def _csv_lacks_labels(path: Path, label: str | int = -1, delimiter: str = ",", *
 
 
 def _csv(path: Path, delimiter: str = ",", **_: Any) -> tuple[Array, Sequence[str]]:
-    return csv_without_labels(path, delimiter), ()
+    return csv_without_labels(path, delimiter)
 
 
 def _images_lack_labels(path: Path, **_: Any) -> bool:
@@ -181,7 +205,8 @@ def _images(path: Path, size: Sequence[int], grey: bool, **_: Any) -> tuple[Pixe
 SaysSo: TypeAlias = Callable[..., bool]
 Read: TypeAlias = Callable[..., tuple[Array | Pixels, Sequence[str]]]
 
-# kind -> (whether a file says that it has no labels, what reads it then: x, and each one's file)
+# kind -> (whether a file says that it has no labels, what reads it then: x, and names, of columns
+# or, of images, of the files)
 UNLABELLED: dict[str, tuple[SaysSo, Read]] = {
     "npz": (_npz_lacks_labels, _npz),
     "csv": (_csv_lacks_labels, _csv),

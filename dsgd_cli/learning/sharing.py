@@ -26,8 +26,8 @@ from dsgd_cli.learning.readers import idx
 from dsgd_cli.learning.readers.cache import begin, kept, look_up, mapped
 
 SMALL_BYTES = 8 << 20
-FACTS = "facts.json"  # digest, classes, and "pixels": the names of arrays that are such
-VERSION = 1  # of what is in the cache: of this module and of the readers
+FACTS = "facts.json"  # digest, classes, columns, and "pixels": the names of arrays that are such
+VERSION = 2  # of what is in the cache: of this module and of the readers
 
 # reader -> the files that it will read
 FILES: dict[str, Callable[[Path], Sequence[Path]]] = {
@@ -91,7 +91,12 @@ def _write(data: Dataset, folder: Path) -> None:
             for rows in pieces(array):
                 file.write(np.ascontiguousarray(array[rows]).data)
     pixels = [name for name in ARRAYS if isinstance(getattr(data, name), Pixels)]
-    facts = {"digest": data.digest(), "classes": data.classes, "pixels": pixels}
+    facts = {
+        "digest": data.digest(),
+        "classes": data.classes,
+        "columns": data.columns,
+        "pixels": pixels,
+    }
     (folder / FACTS).write_text(json.dumps(facts))
 
 
@@ -104,7 +109,7 @@ def _entry(folder: Path, name: str, dtype: str) -> Dataset | None:
             raw = mapped(folder / f"{each}.npy")
             arrays.append(Pixels(raw, np.dtype(dtype)) if each in facts["pixels"] else raw)
         x, y, x_test, y_test = arrays
-        classes = tuple(map(str, facts["classes"]))
-        return Dataset(name, x, y, x_test, y_test, classes, known=facts["digest"])
+        names = (tuple(map(str, facts[what])) for what in ("classes", "columns"))
+        return Dataset(name, x, y, x_test, y_test, *names, known=facts["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

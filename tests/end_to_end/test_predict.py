@@ -116,6 +116,7 @@ def test_a_run_knows_what_its_classes_are_called(user: User) -> None:
     user.write(text.replace("max_epochs: 3", "max_epochs: 60"))
     run = user.dsgd("train", "--json")
     assert run.summary["classes"] == ["cat", "dog", "eel"]
+    assert run.summary["columns"] == ["a", "b", "c", "d"]
     head, *rows = named(table(60, 2))
     user.write("\n".join([head, *(row for row in rows if not row.startswith("cat"))]), "new.csv")
     run = user.dsgd("predict", run.summary["run_dir"], "--data", "new.csv", "--json", "-o", "o.csv")
@@ -124,10 +125,18 @@ def test_a_run_knows_what_its_classes_are_called(user: User) -> None:
     said = [line.rpartition(",")[2] for line in (user.folder / "o.csv").read_text().splitlines()]
     assert set(said[1:]) <= {"cat", "dog", "eel"} and said.count("eel") > 5
 
+    turned = [";".join(reversed(row.split(";"))) for row in (head, *rows)]
+    user.write("\n".join(turned), "turned.csv")
+    home, before = run.lines[-1]["run"], run.lines[-1]["metrics"]
+    run = user.dsgd("predict", home, "--data", "turned.csv", "--json")
+    assert run.code == 0, run.err
+    user.write("\n".join([head, *rows]), "new.csv")
+    again = user.dsgd("predict", home, "--data", "new.csv", "--json")
+    assert run.lines[-1]["metrics"] == again.lines[-1]["metrics"] != before
+
     features = [row.partition(";")[2] for row in (head, *rows)]  # of what nobody has labelled
     user.write("\n".join(features), "plain.csv")
     user.write("\n".join(features[1:]), "bare.csv")
-    home = run.lines[-1]["run"]
     plain = user.dsgd("predict", home, "--data", "plain.csv")
     assert plain.code == 0 and "outputs of 60 examples of plain.csv" in plain.out, plain.err
     refused = user.dsgd("predict", home, "--data", "bare.csv")

@@ -49,6 +49,7 @@ def order(model_file: Path, **more: Any) -> dict[str, Any]:
         "own": True,
         "labels": True,
         "classes": [],
+        "columns": [],
         "part": None,
         "out": None,
         **more,
@@ -367,6 +368,35 @@ def test_a_table_without_labels_that_is_wrong_is_a_sentence(
 ) -> None:
     with pytest.raises(UserCodeError, match=why):
         predict(order(three_classes(tmp_path), **table(tmp_path / "new.csv", text, label="kind")))
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("c,kind,b,a\n" + "2,y,0.5,0\n" * 2, {"label": "kind"}),
+        ("c,b,a\n" + "2,0.5,0\n" * 2, {"label": "kind"}),  # no labels
+        ("c,id,b,a\n" + "2,7,0.5,0\n" * 2, {"label": "kind"}),  # and more than the model knows
+        ("0,0.5,2\n" * 2, {"labels": False}),  # no names
+    ],
+)
+def test_columns_are_taken_by_their_names(
+    tmp_path: Path, text: str, options: dict[str, Any]
+) -> None:
+    labels = {"labels": options.pop("labels")} if "labels" in options else {}
+    new = table(tmp_path / "new.csv", text, **options)
+    out = tmp_path / "out.npz"
+    names = {"columns": ["a", "b", "c"], "classes": ["x", "y", "z"], **labels}
+    model = three_classes(tmp_path)
+    predict(order(model, **new, **names, out=str(out)))
+    with np.load(out) as arrays:
+        assert np.allclose(arrays["outputs"], expected(model, np.array([[0, 0.5, 2]] * 2)))
+
+
+def test_a_column_that_the_model_needs_is_named(tmp_path: Path) -> None:
+    new = table(tmp_path / "new.csv", "c,z,a,kind\n" + "1,2,3,0\n" * 4)
+    with pytest.raises(UserCodeError, match="no column 'b', which the model was") as caught:
+        predict(order(three_classes(tmp_path), **new, columns=["a", "b", "c"]))
+    assert caught.value.remedy.startswith("it needs a, b, c;")
 
 
 def photographs(folder: Path, shades: dict[str, int]) -> Path:

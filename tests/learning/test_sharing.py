@@ -77,7 +77,8 @@ def csv(tmp_path: Path) -> Path:
 
 def csv_with_names(tmp_path: Path) -> Path:
     rows = [",".join([*map(str, row), ("cat", "ant")[i % 2]]) for i, row in enumerate(numbers()[0])]
-    (tmp_path / "data.csv").write_text("\n".join(rows))
+    head = ",".join([*(f"x{i}" for i in range(rows[0].count(","))), "kind"])
+    (tmp_path / "data.csv").write_text("\n".join([head, *rows]))
     return tmp_path / "data.csv"
 
 
@@ -141,7 +142,7 @@ def test_what_is_shared_is_what_is_read(
         np.testing.assert_array_equal(one, other)
         assert one.dtype == other.dtype and is_mapped(other) and not other.flags.writeable
     assert (data.name, data.digest()) == (plain.name, plain.digest())
-    assert data.classes == plain.classes
+    assert (data.classes, data.columns) == (plain.classes, plain.columns)
     assert type(data.x) is type(plain.x) and data.x[:2].dtype == dtype
     np.testing.assert_array_equal(data.example(4)[0], plain.example(4)[0])
 

@@ -167,9 +167,10 @@ def prepared(script: Script, words: list[str]) -> e.Event:
     examples = int(given.get("examples", script.examples))
     digests = given.get("digest", "d1"), given.get("data", "x1")
     held_out = int(given.get("held_out", 1))
-    return e.Prepared(
-        *script.who(words[0]), (("W", shape),), "float32", examples, *digests, held_out
-    )
+    columns = tuple(given["columns"].split("/")) if "columns" in given else ()
+    who = script.who(words[0])
+    tensors = (("W", shape),)
+    return e.Prepared(*who, tensors, "float32", examples, *digests, held_out, columns=columns)
 
 
 def report(script: Script, words: list[str]) -> e.Event:

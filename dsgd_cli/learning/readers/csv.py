@@ -15,6 +15,7 @@ from dsgd_cli.contract.errors import UserCodeError
 from dsgd_cli.learning.datasets import Dataset, class_numbers, hold_out
 from dsgd_cli.learning.pixels import Array
 
+MOST_OF_NAMES = 1 << 16  # characters of all columns' names
 NO_NUMBER = re.compile(r"could not convert string (.*) to float64 at row \d+, column (\d+)", re.S)
 OTHER_LENGTH = re.compile(r"the number of columns changed from (\d+) to (\d+)")
 
@@ -28,14 +29,16 @@ def csv(
     whole numbers become class numbers as they are; texts are numbered in alphabetical order; other
     numbers stay as they are.
     """
-    x, y, classes = _examples(path, _inspect(path, label, delimiter), delimiter)
-    return replace(hold_out(path.name, x, y, test_fraction), classes=classes)
+    head = _inspect(path, label, delimiter)
+    x, y, classes = _examples(path, head, delimiter)
+    found = hold_out(path.name, x, y, test_fraction)
+    return replace(found, classes=classes, columns=head.features)
 
 
-def csv_without_labels(path: Path, delimiter: str = ",") -> Array:
-    """x alone: every column is a feature."""
+def csv_without_labels(path: Path, delimiter: str = ",") -> tuple[Array, tuple[str, ...]]:
+    """x alone, as every column is a feature, and their names."""
     head = _inspect(path, None, delimiter)
-    return _numbers(path, head, _table(path, head, delimiter, None))
+    return _numbers(path, head, _table(path, head, delimiter, None)), head.features
 
 
 def csv_lacks_label(path: Path, label: str | int = -1, delimiter: str = ",") -> bool:
@@ -58,6 +61,14 @@ class _Head:
     @property
     def header(self) -> list[str]:
         return self.names if self.line else []
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The names of all columns but the label's; none where they do not tell columns apart, or
+        are more than a run should carry along."""
+        names = tuple(name for at, name in enumerate(self.header) if at != self.label)
+        apart = "" not in names and len(set(names)) == len(names)
+        return names if apart and sum(map(len, names)) <= MOST_OF_NAMES else ()
 
     def column(self, position: int) -> str:
         name = self.header[position] if position < len(self.header) else ""

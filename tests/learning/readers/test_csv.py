@@ -37,13 +37,23 @@ def test_csv_without_a_header(tmp_path: Path) -> None:
 
 def test_csv_with_a_header_a_mark_and_empty_lines(tmp_path: Path) -> None:
     text = "\ufeff\r\n" + "\r\n".join(["row,quarter,class", *ROWS, "", ""])
-    x, y, _ = from_csv(tmp_path, text)
+    x, y, data = from_csv(tmp_path, text)
     assert len(x) == 10 and y.tolist() == [i % 3 for i in range(10)]
-    x, y, _ = from_csv(tmp_path, text, label="quarter")
+    assert data.columns == ("row", "quarter")
+    x, y, data = from_csv(tmp_path, text, label="quarter")
+    assert data.columns == ("row", "class")
     assert x[:, 1].tolist() == [i % 3 for i in range(10)]
     assert y.tolist() == [i / 4 for i in range(10)] and y.dtype == np.float32
     _, y, _ = from_csv(tmp_path, text, label=1)
     assert y[1] == 0.25
+
+
+@pytest.mark.parametrize(
+    "head", [[], ["row,row,class"], ["row,,class"], [f"row,{'q' * (1 << 16)},class"]]
+)
+def test_columns_without_names_of_their_own_have_none(tmp_path: Path, head: list[str]) -> None:
+    _, _, data = from_csv(tmp_path, "\n".join([*head, *ROWS]))
+    assert data.columns == () and len(data.x) == 8
 
 
 def test_csv_with_labels_of_text(tmp_path: Path) -> None:
