@@ -220,6 +220,9 @@ class Csv(Options):
     label: Annotated[str | int, BeforeValidator(_column)] = Field(
         default=-1, description="name or position of the label's column; -1 is the last"
     )
+    ignore: tuple[Annotated[str | int, BeforeValidator(_column)], ...] = Field(
+        default=(), max_length=10_000, description="columns that are no features: `[id, name]`"
+    )
     delimiter: Annotated[str, AfterValidator(_one_character)] = Field(
         default=",", description="what stands between the cells"
     )

@@ -20,7 +20,7 @@ from dsgd_cli.contract.errors import UserCodeError
 from dsgd_cli.learning.adapters import load_data
 from dsgd_cli.learning.datasets import Dataset, hold_out
 from dsgd_cli.learning.pixels import Array, Pixels, joined, part_of
-from dsgd_cli.learning.readers.csv import csv_lacks_label, csv_without_labels
+from dsgd_cli.learning.readers.csv import Column, csv_names, csv_without_labels
 from dsgd_cli.learning.readers.idx import has_test_set
 from dsgd_cli.learning.readers.images import (
     has_folders,
@@ -58,22 +58,27 @@ def examples_of(order: Order) -> Examples:
     kind, other, labels = ref["kind"], not order["own"], order["labels"]
     whole = _is_whole(kind, path)
     part = order["part"] or (ALL if other and (whole or not labels) else HELD_OUT)
+    options = ref["options"]
+    if kind == "csv" and other and path is not None:
+        options = {**options, "ignore": _no_features(path, order["columns"], labels, **options)}
     if part == ALL and other and path is not None and kind in UNLABELLED:
         says_so, read = UNLABELLED[kind]
-        if not labels or says_so(path, **ref["options"]):
-            x, names = read(path, **ref["options"])
+        if not labels or says_so(path, **options):
+            x, names = read(path, **options)
             floats = isinstance(x, Pixels) or x.dtype.kind == "f"
             x = x.astype(order["train"]["dtype"]) if floats else x
             if kind == "images":
                 return Examples(path.name, part, x, files=names)
             return Examples(path.name, part, _by_name(path.name, x, names, order["columns"]))
-    found = _labelled(order, part, path, whole)
+    found = _labelled(order, options, part, path, whole)
     return found if labels else replace(found, y=None, data=None)
 
 
-def _labelled(order: Order, part: str, path: Path | None, whole: bool) -> Examples:
+def _labelled(
+    order: Order, options: Mapping[str, Any], part: str, path: Path | None, whole: bool
+) -> Examples:
     ref = order["train"]["data"]
-    kind, options = ref["kind"], ref["options"]
+    kind = ref["kind"]
     if whole and part == ALL and not order["own"]:
         options = {**options, "test_fraction": WHOLE_FRACTION}
     try:
@@ -102,6 +107,24 @@ def _labelled(order: Order, part: str, path: Path | None, whole: bool) -> Exampl
         names = image_names(path, options["test_fraction"])
         files = [names[row] for row in rows]
     return Examples(data.name, part, x, _renumbered(data, y, order["classes"]), data, files)
+
+
+def _no_features(
+    path: Path,
+    known: Sequence[str],
+    labels: bool,
+    label: Column = -1,
+    ignore: Sequence[Column] = (),
+    delimiter: str = ",",
+    **_: Any,
+) -> list[Column]:
+    """Columns of another table to be ignored: what the model does not know, or, where nobody knows
+    names, what the run ignored."""
+    names = csv_names(path, delimiter)
+    if not names or not known:
+        return [each for each in ignore if isinstance(each, int) or each in names]
+    spared = {*known, names[label % len(names)] if isinstance(label, int) else label}
+    return [at for at, name in enumerate(names) if name not in (spared if labels else known)]
 
 
 def _by_name(
@@ -186,12 +209,17 @@ def _npz(path: Path, **_: Any) -> tuple[Array, Sequence[str]]:
     return x, ()
 
 
-def _csv_lacks_labels(path: Path, label: str | int = -1, delimiter: str = ",", **_: Any) -> bool:
-    return csv_lacks_label(path, label, delimiter)
+def _csv_lacks_labels(path: Path, label: Column = -1, delimiter: str = ",", **_: Any) -> bool:
+    if isinstance(label, int):
+        return False
+    names = csv_names(path, delimiter)
+    return bool(names) and label not in names
 
 
-def _csv(path: Path, delimiter: str = ",", **_: Any) -> tuple[Array, Sequence[str]]:
-    return csv_without_labels(path, delimiter)
+def _csv(
+    path: Path, ignore: Sequence[Column] = (), delimiter: str = ",", **_: Any
+) -> tuple[Array, Sequence[str]]:
+    return csv_without_labels(path, ignore, delimiter)
 
 
 def _images_lack_labels(path: Path, **_: Any) -> bool:

@@ -125,7 +125,7 @@ def test_a_run_knows_what_its_classes_are_called(user: User) -> None:
     said = [line.rpartition(",")[2] for line in (user.folder / "o.csv").read_text().splitlines()]
     assert set(said[1:]) <= {"cat", "dog", "eel"} and said.count("eel") > 5
 
-    turned = [";".join(reversed(row.split(";"))) for row in (head, *rows)]
+    turned = [";".join([*reversed(row.split(";")), "x"]) for row in (head, *rows)]  # and one more
     user.write("\n".join(turned), "turned.csv")
     home, before = run.lines[-1]["run"], run.lines[-1]["metrics"]
     run = user.dsgd("predict", home, "--data", "turned.csv", "--json")

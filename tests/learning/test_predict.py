@@ -376,7 +376,11 @@ def test_a_table_without_labels_that_is_wrong_is_a_sentence(
         ("c,kind,b,a\n" + "2,y,0.5,0\n" * 2, {"label": "kind"}),
         ("c,b,a\n" + "2,0.5,0\n" * 2, {"label": "kind"}),  # no labels
         ("c,id,b,a\n" + "2,7,0.5,0\n" * 2, {"label": "kind"}),  # and more than the model knows
+        ("c,id,b,a\n" + "2,n7,0.5,0\n" * 2, {"label": "kind", "ignore": ["name"]}),
+        ("c,kind,b,a\n" + "2,y,0.5,0\n" * 2, {"label": "kind", "labels": False}),
+        ("c,b,a,kind\n" + "2,0.5,0,y\n" * 2, {}),  # the last one
         ("0,0.5,2\n" * 2, {"labels": False}),  # no names
+        ("n1,0,0.5,2\n" * 2, {"labels": False, "ignore": [0]}),
     ],
 )
 def test_columns_are_taken_by_their_names(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv as csv_format
 import itertools
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,33 +21,40 @@ NO_NUMBER = re.compile(r"could not convert string (.*) to float64 at row \d+, co
 OTHER_LENGTH = re.compile(r"the number of columns changed from (\d+) to (\d+)")
 
 
+Column = str | int  # by its name, or its position, from the end if it is negative
+
+
 def csv(
-    path: Path, label: str | int = -1, delimiter: str = ",", test_fraction: float = 0.2
+    path: Path,
+    label: Column = -1,
+    ignore: Sequence[Column] = (),
+    delimiter: str = ",",
+    test_fraction: float = 0.2,
 ) -> Dataset:
     """One example a row; a first row with text where the others have numbers names the columns.
 
     `label` is the name or the position of the label's column, by default the last. Labels that are
     whole numbers become class numbers as they are; texts are numbered in alphabetical order; other
-    numbers stay as they are.
+    numbers stay as they are. Columns that are to be ignored may hold anything.
     """
-    head = _inspect(path, label, delimiter)
+    head = _inspect(path, label, ignore, delimiter)
     x, y, classes = _examples(path, head, delimiter)
     found = hold_out(path.name, x, y, test_fraction)
     return replace(found, classes=classes, columns=head.features)
 
 
-def csv_without_labels(path: Path, delimiter: str = ",") -> tuple[Array, tuple[str, ...]]:
+def csv_without_labels(
+    path: Path, ignore: Sequence[Column] = (), delimiter: str = ","
+) -> tuple[Array, tuple[str, ...]]:
     """x alone, as every column is a feature, and their names."""
-    head = _inspect(path, None, delimiter)
-    return _numbers(path, head, _table(path, head, delimiter, None)), head.features
+    head = _inspect(path, None, ignore, delimiter)
+    numbers = _numbers(path, head, _table(path, head, delimiter, None))
+    return head.without(numbers), head.features
 
 
-def csv_lacks_label(path: Path, label: str | int = -1, delimiter: str = ",") -> bool:
-    """Whether the columns have names, and none is the label's."""
-    if isinstance(label, int):
-        return False
-    names = _inspect(path, None, delimiter).header
-    return bool(names) and label not in names
+def csv_names(path: Path, delimiter: str = ",") -> list[str]:
+    """What the first row calls the columns; nothing if it does not."""
+    return _inspect(path, None, (), delimiter).header
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,7 @@ class _Head:
     line: int  # of the names; 0: there are none
     names: list[str]
     label: int | None  # the column's position; None: no column is the label's
+    ignored: frozenset[int]
     texts: bool  # labels are texts
 
     @property
@@ -64,25 +73,34 @@ class _Head:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """The names of all columns but the label's; none where they do not tell columns apart, or
-        are more than a run should carry along."""
-        names = tuple(name for at, name in enumerate(self.header) if at != self.label)
+        """The names of x's columns; none where they do not tell columns apart, or are more than a
+        run should carry along."""
+        names = tuple(name for at, name in enumerate(self.header) if at not in self._no_features)
         apart = "" not in names and len(set(names)) == len(names)
         return names if apart and sum(map(len, names)) <= MOST_OF_NAMES else ()
+
+    @property
+    def _no_features(self) -> frozenset[int]:
+        return self.ignored if self.label is None else self.ignored | {self.label}
+
+    def without(self, numbers: Array) -> Array:
+        """x of all columns."""
+        others = sorted(self._no_features)
+        return np.delete(numbers, others, axis=1) if others else numbers
 
     def column(self, position: int) -> str:
         name = self.header[position] if position < len(self.header) else ""
         return f"column {name!r}" if name else f"column {position + 1}"
 
 
-def _inspect(path: Path, label: str | int | None, delimiter: str) -> _Head:
+def _inspect(path: Path, label: Column | None, ignore: Sequence[Column], delimiter: str) -> _Head:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv_format.reader(file, delimiter=delimiter)
             rows = (row for row in reader if delimiter.join(row).strip())
             first = next(rows, [])
             line = reader.line_num
-            second = next(rows, first)
+            second = next(rows, None)
     except (OSError, UnicodeDecodeError, csv_format.Error) as error:
         raise UserCodeError(f"{path.name}: not a readable .csv file: {error}") from error
     if not first:
@@ -92,27 +110,40 @@ def _inspect(path: Path, label: str | int | None, delimiter: str) -> _Head:
             f"{path.name}: one column is not enough for examples and labels",
             remedy=f"is {delimiter!r} the delimiter?",
         )
-    if len(second) != len(first):
+    if second is not None and len(second) != len(first):
         raise UserCodeError(
             f"{path.name}: the first row has {len(first)} cells, the second {len(second)}"
         )
     names = [cell.strip() for cell in first]
-    column = _column(path, label, names)
-    texts = column is not None and not _is_number(second[column])
-    header = isinstance(label, str) or any(
-        not _is_number(cell) for at, cell in enumerate(first) if not (texts and at == column)
-    )
-    return _Head(line if header else 0, names, column, texts)
+    column = None if label is None else _column(path, label, names)
+    ignored = frozenset(_column(path, each, names) for each in ignore)
+    if column in ignored:
+        raise UserCodeError(f"{path.name}: the label's column {label!r} is to be ignored")
+    if len(ignored) + (column is not None) == len(names):
+        raise UserCodeError(f"{path.name}: no column is left that would be a feature")
+    named = any(isinstance(each, str) for each in (label, *ignore))
+    header = named or _is_header(first, second, ignored | {column})
+    texts = column is not None and not _is_number((second or first)[column])
+    return _Head(line if header else 0, names, column, ignored, texts)
 
 
-def _column(path: Path, label: str | int | None, names: list[str]) -> int | None:
-    if label is None:
-        return None
+def _is_header(
+    first: Sequence[str], second: Sequence[str] | None, of_anything: Collection[int | None]
+) -> bool:
+    """Whether it has text where the next one has numbers; if it is alone, where numbers belong."""
+    if second is None:
+        cells = enumerate(first)
+        return any(not _is_number(cell) for at, cell in cells if at not in of_anything)
+    pairs = zip(first, second, strict=True)
+    return any(not _is_number(cell) and _is_number(below) for cell, below in pairs)
+
+
+def _column(path: Path, label: Column, names: list[str]) -> int:
     if isinstance(label, str):
         if label not in names:
             remedy = f"the columns are {', '.join(names)}"
             if all(map(_is_number, names)):
-                remedy = "the first row has numbers, no names: give the label's position"
+                remedy = "the first row has numbers, no names: give the column's position"
             raise UserCodeError(f"{path.name}: no column {label!r}", remedy=remedy)
         return names.index(label)
     if not -len(names) <= label < len(names):
@@ -144,7 +175,7 @@ def _examples(path: Path, head: _Head, delimiter: str) -> tuple[Array, Array, tu
     assert head.label is not None
     y = _labels(table[:, head.label], classes)
     del table  # twice as large as x, of which there will be copies
-    return np.delete(numbers, head.label, axis=1), y, tuple(sorted(classes))
+    return head.without(numbers), y, tuple(sorted(classes))
 
 
 def _numbers(path: Path, head: _Head, table: Array) -> Array:
@@ -169,6 +200,9 @@ def _table(path: Path, head: _Head, delimiter: str, classes: dict[str, int] | No
         assert classes is not None
         return classes.setdefault(text.strip(), len(classes))
 
+    converters: dict[int | str, Callable[[str], Any]] = dict.fromkeys(head.ignored, lambda _: 0.0)
+    if classes is not None and head.label is not None:
+        converters[head.label] = numbered
     rows = texts()
     try:
         if (first := next(rows, None)) is None:
@@ -178,7 +212,7 @@ def _table(path: Path, head: _Head, delimiter: str, classes: dict[str, int] | No
             delimiter=delimiter,
             comments=None,
             quotechar='"',
-            converters=None if classes is None or head.label is None else {head.label: numbered},
+            converters=converters or None,
             encoding=None,
             ndmin=2,
         )

@@ -56,6 +56,45 @@ def test_columns_without_names_of_their_own_have_none(tmp_path: Path, head: list
     assert data.columns == () and len(data.x) == 8
 
 
+NAMED = [f"n{i},{i},{kind},{i / 4}" for i, kind in enumerate("abcabcabca")]
+
+
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [
+        (["id,row,kind,quarter"], {"label": "kind", "ignore": ["id"]}),
+        (["id,row,kind,quarter"], {"label": 2, "ignore": [0]}),
+        ([], {"label": -2, "ignore": [-4]}),
+    ],
+)
+def test_columns_that_are_ignored_may_hold_anything(
+    tmp_path: Path, head: list[str], options: dict[str, Any]
+) -> None:
+    x, y, data = from_csv(tmp_path, "\n".join([*head, *NAMED]), **options)
+    assert x.tolist() == [[i, i / 4] for i in range(10)]
+    assert y.tolist() == [0, 1, 2] * 3 + [0] and data.classes == ("a", "b", "c")
+    assert data.columns == (("row", "quarter") if head else ())
+
+
+@pytest.mark.parametrize(
+    ("ignore", "rows", "message"),
+    [
+        (["name"], [], r"no column 'name'"),
+        ([4], [], r"no column 4, it has 4"),
+        (["kind"], [], r"the label's column 'kind' is to be ignored"),
+        (["id", 1, "quarter"], [], r"no column is left that would be a feature"),
+        (["id"], ["n10,10,a"], r"table\.csv:12: the row has 3 cells, those above have 4"),
+        (["id"], ["n10,ten,a,2"], r"table\.csv:12: column 'row': 'ten' is not a number"),
+    ],
+)
+def test_columns_that_cannot_be_ignored(
+    tmp_path: Path, ignore: list[Any], rows: list[str], message: str
+) -> None:
+    text = "\n".join(["id,row,kind,quarter", *NAMED, *rows])
+    with pytest.raises(UserCodeError, match=message):
+        from_csv(tmp_path, text, label="kind", ignore=ignore)
+
+
 def test_csv_with_labels_of_text(tmp_path: Path) -> None:
     kinds = ["setosa", '"virginica"', " versicolor"]
     rows = [f"{i};{kinds[i % 3]}" for i in range(9)]
