@@ -219,20 +219,23 @@ def _table(path: Path, head: _Head, delimiter: str, classes: dict[str, int] | No
     except UnicodeDecodeError as error:
         raise UserCodeError(f"{path.name}: not a readable .csv file: {error}") from error
     except (OSError, ValueError) as error:  # numpy reads line by line: the last one is the bad one
-        raise UserCodeError(
-            f"{path.name}:{number}: {_what(str(error), head)}", remedy="every cell must be a number"
-        ) from error
+        what, remedy = _what(str(error), head)
+        raise UserCodeError(f"{path.name}:{number}: {what}", remedy=remedy) from error
     finally:
         rows.close()
 
 
-def _what(said: str, head: _Head) -> str:
-    """numpy's sentence, in the words of the table."""
+def _what(said: str, head: _Head) -> tuple[str, str]:
+    """numpy's sentence, in the words of the table, and the remedy."""
+    remedy = "every cell must be a number"
     if found := NO_NUMBER.match(said):
-        return f"{head.column(int(found[2]) - 1)}: {found[1]} is not a number"
+        at = int(found[2]) - 1
+        ignore = head.header[at] if at < len(head.header) else at
+        remedy += f", or the column left out: ignore: [{ignore}]"
+        return f"{head.column(at)}: {found[1]} is not a number", remedy
     if found := OTHER_LENGTH.match(said):
-        return f"the row has {found[2]} cells, those above have {found[1]}"
-    return said.split(" at row")[0].split(";")[0]
+        return f"the row has {found[2]} cells, those above have {found[1]}", remedy
+    return said.split(" at row")[0].split(";")[0], remedy
 
 
 def _check_finite(path: Path, head: _Head, numbers: Array, table: Array) -> None:

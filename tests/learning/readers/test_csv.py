@@ -149,6 +149,16 @@ def test_csv_that_cannot_be_used(
         from_csv(tmp_path, text, **options)
 
 
+@pytest.mark.parametrize(("head", "ignore"), [(["row,id,kind"], "id"), ([], "1")])
+def test_a_text_that_is_no_number_can_be_left_out(
+    tmp_path: Path, head: list[str], ignore: str
+) -> None:
+    rows = [f"{i},{i},{i % 2}" for i in range(9)]
+    with pytest.raises(UserCodeError, match="'n9' is not a number") as caught:
+        from_csv(tmp_path, "\n".join([*head, *rows, "9,n9,1"]))
+    assert caught.value.remedy.endswith(f"or the column left out: ignore: [{ignore}]")
+
+
 def test_csv_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     with pytest.raises(UserCodeError, match=r"not a readable \.csv file"):
         load_data("csv", path=tmp_path / "missing.csv")
