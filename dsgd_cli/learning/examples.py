@@ -1,8 +1,8 @@
 """Which examples `dsgd predict` computes outputs of, and in which order.
 
 Examples may have no labels. A file says so itself where it can: an npz with `x` alone, a table
-that lacks the column with the labels' name, a folder of images without folders in it. Of the others
-the user says it.
+that lacks the column with the labels' name or has a feature of the model's where labels would be, a
+folder of images without folders in it. Of the others the user says it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ from dsgd_cli.learning.readers.images import (
 
 Order = Mapping[str, Any]
 HELD_OUT, TRAINING, ALL = "held-out", "training", "all"
-NO_LABELS = "if no column is their label: --no-labels"
+NO_LABELS = {  # kind -> what to try where examples with labels cannot be read, or do not fit
+    "csv": "if no column is their label: --no-labels",
+    "images": "if folders are no classes: --no-labels",
+}
 MOST_NAMES = 20  # in a message
 WHOLE_FRACTION = 0.5  # of another file, which is put together again: two rows are enough
 
@@ -63,7 +66,7 @@ def examples_of(order: Order) -> Examples:
         options = {**options, "ignore": _no_features(path, order["columns"], labels, **options)}
     if part == ALL and other and path is not None and kind in UNLABELLED:
         says_so, read = UNLABELLED[kind]
-        if not labels or says_so(path, **options):
+        if not labels or says_so(path, known=order["columns"], **options):
             x, names = read(path, **options)
             floats = isinstance(x, Pixels) or x.dtype.kind == "f"
             x = x.astype(order["train"]["dtype"]) if floats else x
@@ -84,9 +87,9 @@ def _labelled(
     try:
         data = load_data(kind, ref["name"], options, path).as_dtype(order["train"]["dtype"])
     except UserCodeError as error:
-        if kind != "csv" or order["own"]:
+        if kind not in NO_LABELS or order["own"]:
             raise
-        remedy = "; ".join(filter(None, [error.remedy, NO_LABELS]))
+        remedy = "; ".join(filter(None, [error.remedy, NO_LABELS[kind]]))
         raise UserCodeError(error.message, details=error.details, remedy=remedy) from error
     x, x_test = (
         _by_name(data.name, each, data.columns, order["columns"]) for each in (data.x, data.x_test)
@@ -209,11 +212,13 @@ def _npz(path: Path, **_: Any) -> tuple[Array, Sequence[str]]:
     return x, ()
 
 
-def _csv_lacks_labels(path: Path, label: Column = -1, delimiter: str = ",", **_: Any) -> bool:
-    if isinstance(label, int):
-        return False
+def _csv_lacks_labels(
+    path: Path, known: Sequence[str], label: Column = -1, delimiter: str = ",", **_: Any
+) -> bool:
     names = csv_names(path, delimiter)
-    return bool(names) and label not in names
+    if not names:
+        return False
+    return names[label % len(names)] in known if isinstance(label, int) else label not in names
 
 
 def _csv(

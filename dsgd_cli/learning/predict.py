@@ -104,7 +104,7 @@ def _misfit(order: Order, examples: Examples, found: list[str]) -> UserCodeError
     else:
         what, remedy = examples.name, "examples must have the form of those that were trained on"
         if order["train"]["data"]["kind"] == "csv" and order["labels"]:
-            remedy += f"; {NO_LABELS}"
+            remedy += f"; {NO_LABELS['csv']}"
     return UserCodeError(f"{order['model_file']} does not fit {what}", details=found, remedy=remedy)
 
 

@@ -377,6 +377,7 @@ def test_a_table_without_labels_that_is_wrong_is_a_sentence(
         ("c,b,a\n" + "2,0.5,0\n" * 2, {"label": "kind"}),  # no labels
         ("c,id,b,a\n" + "2,7,0.5,0\n" * 2, {"label": "kind"}),  # and more than the model knows
         ("c,id,b,a\n" + "2,n7,0.5,0\n" * 2, {"label": "kind", "ignore": ["name"]}),
+        ("id,c,b,a\n" + "n7,2,0.5,0\n" * 2, {}),  # a feature where labels would be: none
         ("c,kind,b,a\n" + "2,y,0.5,0\n" * 2, {"label": "kind", "labels": False}),
         ("c,b,a,kind\n" + "2,0.5,0,y\n" * 2, {}),  # the last one
         ("0,0.5,2\n" * 2, {"labels": False}),  # no names
