@@ -404,7 +404,8 @@ def event_of(worker: int, incarnation: int, kind: str, body: Any) -> ev.Event:
     if kind == "evaluated":
         kept = body.kept
         where = ev.Kept(kept.path, kept.bytes, kept.sha256) if body.HasField("kept") else None
-        return ev.Evaluated(*who, body.evaluation, dict(body.metrics), where)
+        metrics = dict(sorted(body.metrics.items()))  # on the wire they have no order
+        return ev.Evaluated(*who, body.evaluation, metrics, where)
     if kind == "claimed":
         return ev.Claimed(*who, body.task)
     if kind == "ticked":
