@@ -18,15 +18,14 @@ from numpy.lib.npyio import NpzFile
 
 from dsgd_cli.contract.errors import UserCodeError
 from dsgd_cli.learning.adapters import load_data
-from dsgd_cli.learning.datasets import Dataset, hold_out
-from dsgd_cli.learning.pixels import Array, Pixels, joined, part_of
+from dsgd_cli.learning.datasets import Dataset
+from dsgd_cli.learning.pixels import Array, Pixels, joined
 from dsgd_cli.learning.readers.csv import Column, csv_names, csv_without_labels
 from dsgd_cli.learning.readers.idx import has_test_set
 from dsgd_cli.learning.readers.images import (
     has_folders,
     image_names,
     images_without_labels,
-    split,
 )
 
 Order = Mapping[str, Any]
@@ -36,7 +35,6 @@ NO_LABELS = {  # kind -> what to try where examples with labels cannot be read, 
     "images": "if folders are no classes: --no-labels",
 }
 MOST_NAMES = 20  # in a message
-WHOLE_FRACTION = 0.5  # of another file, which is put together again: two rows are enough
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,8 +80,8 @@ def _labelled(
 ) -> Examples:
     ref = order["train"]["data"]
     kind = ref["kind"]
-    if whole and part == ALL and not order["own"]:
-        options = {**options, "test_fraction": WHOLE_FRACTION}
+    if whole and part == ALL:
+        options = {**options, "test_fraction": 0}  # all in the order of the file
     try:
         data = load_data(kind, ref["name"], options, path).as_dtype(order["train"]["dtype"])
     except UserCodeError as error:
@@ -99,12 +97,9 @@ def _labelled(
     x, y, rows = data.x, data.y, np.arange(n)
     if part == HELD_OUT:
         x, y, rows = data.x_test, data.y_test, np.arange(n, n + n_test)
-    elif part == ALL:
+    elif part == ALL and not whole:
         x, y = joined(x, data.x_test), np.concatenate([y, data.y_test])
         rows = np.arange(n + n_test)
-        if whole:
-            rows = _order_of_file(kind, y, options["test_fraction"])
-            x, y = part_of(x, rows), y[rows]
     files: Sequence[str] = ()
     if kind == "images" and path is not None:
         names = image_names(path, options["test_fraction"])
@@ -180,16 +175,6 @@ def _names(path: Path) -> set[str]:
             with arrays:
                 return set(arrays.files)
     return set()
-
-
-def _order_of_file(kind: str, y: Array, fraction: float) -> Array:
-    """Undoes the shuffle of what is held out: it is the same for as many examples, of images for as
-    many of each class, which are listed class by class."""
-    if kind == "images":
-        return np.argsort(np.concatenate(split(np.sort(y), fraction)))
-    numbers = np.arange(len(y))
-    shuffled = hold_out("", numbers, numbers, fraction)
-    return np.argsort(np.concatenate([shuffled.x, shuffled.x_test]))
 
 
 # ── without labels ─────────────────────────────────────────────────────────────────────────────

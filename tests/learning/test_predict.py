@@ -443,6 +443,24 @@ def test_images_without_labels_are_answered_by_name(
     assert [name for name, _ in rows] == sorted(shades)
 
 
+def test_a_single_example_is_enough(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of other data nothing has to be held out."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    new = table(tmp_path / "new.csv", "0.5,1.5,0.25,1\n")
+    said = predict(order(three_classes(tmp_path), **new))
+    assert (said["examples"], said["metrics"]["accuracy"]) == (1, 1.0)
+    said = predict(
+        order(model_file, **npz(tmp_path / "new.npz", x=np.ones((1, 64)), y=[3]), own=False)
+    )
+    assert said["examples"] == 1 and said["metrics"]["loss"] > 0
+    folder = photographs(tmp_path / "photos", {"a/x.png": 50, "b/y.png": 60})  # one of each class
+    said = predict(order(model_file, **of_images(folder, mean_grey(tmp_path), own=False)))
+    forget()
+    assert (said["part"], said["examples"]) == ("all", 2)
+
+
 @pytest.mark.parametrize(("part", "count"), [("training", 6), ("held-out", 2), ("all", 8)])
 def test_each_images_file_is_named_in_every_part(
     part: str, count: int, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -49,6 +49,9 @@ def images(
     """
     classes, files = _listed(path)
     y = np.array([file.label for file in files])
+    if test_fraction == 0:  # as `hold_out` has it
+        raw, _ = _kept(path, files, lambda: _listed(path) == (classes, files), size, grey, [0])
+        return Dataset(path.name, Pixels(raw), y, Pixels(raw[:1]), y[:1], classes)
     train, test = split(y, test_fraction)
     if not len(test):
         raise UserCodeError(
@@ -75,6 +78,8 @@ def images_without_labels(
 def image_names(path: Path, test_fraction: float) -> list[str]:
     """The files of what `images` gives, below the folder: of the training set, then held out."""
     _, files = _listed(path)
+    if test_fraction == 0:
+        return [file.name for file in files]
     parts = split(np.array([file.label for file in files]), test_fraction)
     return [files[i].name for part in parts for i in part]
 
