@@ -177,6 +177,7 @@ class Run:
             "staleness": staleness_of(finish),
             "classes": finish.classes,
             "columns": finish.columns,
+            "label": finish.label,
         }
         self._report({"type": "finished", **finite({**fields, **about})})
         self.stop()
@@ -398,6 +399,7 @@ def event_of(worker: int, incarnation: int, kind: str, body: Any) -> ev.Event:
             body.held_out,
             tuple(body.classes),
             tuple(body.columns),
+            body.label,
         )
     if kind == "initialised":
         return ev.Initialised(*who)

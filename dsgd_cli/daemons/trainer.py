@@ -94,6 +94,7 @@ class Trainer:
                     held_out=len(data.x_test),
                     classes=data.classes,
                     columns=data.columns,
+                    label=data.label,
                 )
             )
         )

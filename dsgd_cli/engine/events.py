@@ -117,6 +117,7 @@ class Prepared:
     held_out: int = 0  # examples that evaluations are of
     classes: tuple[str, ...] = ()  # what class numbers are called, if the data say so
     columns: tuple[str, ...] = ()  # what features are called, if the data say so
+    label: str = ""  # and what the labels are
 
 
 @dataclass(frozen=True, slots=True)
@@ -550,6 +551,7 @@ class Finish:
     dropped: int = 0  # pushes that came too late
     classes: tuple[str, ...] = ()  # what class numbers are called, if the data say so
     columns: tuple[str, ...] = ()  # what features are called, if the data say so
+    label: str = ""  # and what the labels are
 
 
 Decision = (

@@ -677,6 +677,7 @@ class Training:
                 dropped=self._ledger.dropped,
                 classes=next((each.classes for each in references), ()),
                 columns=next((each.columns for each in references if each.columns), ()),
+                label=next((each.label for each in references if each.label), ""),
             )
         )
 

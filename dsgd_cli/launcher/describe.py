@@ -256,7 +256,7 @@ def resolved_yaml(spec: ClusterSpec) -> str:
         "data": _ref(train.data),
         "algorithm": {train.algorithm.name: _short(train.algorithm.model_dump(exclude={"name"}))},
         "optimizer": {train.optimizer.name: _short(train.optimizer.options)},
-        "evaluate": {"every": _every(train.evaluate.every)},
+        "evaluate": data["train"]["evaluate"] | {"every": _every(train.evaluate.every)},
     }
     if train.algorithm.name == "sandblaster":
         del data["train"]["optimizer"]  # it uses none, and whoever loads this would be told so

@@ -108,14 +108,16 @@ def _model_file(run: Path, best: bool) -> Path:
     return run / name
 
 
-def _names(run: Path) -> dict[str, list[str]]:
-    """What the run's class numbers and features are called; none where its data did not say."""
+def _names(run: Path) -> dict[str, Any]:
+    """What the run's class numbers, features and labels are called, where its data said so."""
     try:
         summary = read_summary(run)
     except OSError:
         summary = {}
-    return {
-        what: [str(name) for name in summary.get(what) or ()] for what in ("classes", "columns")
+    label = str(summary.get("label") or "")
+    kinds = ("classes", "columns")
+    return {"label": label} | {
+        kind: [str(name) for name in summary.get(kind) or ()] for kind in kinds
     }
 
 
@@ -188,6 +190,9 @@ def _ask(order: Message, spec: ClusterSpec) -> Message:
         except BaseException:
             process.kill()
             process.wait()
+            if order["out"]:
+                out = Path(order["out"])
+                out.with_name(f".{out.name}.part").unlink(missing_ok=True)
             raise
     try:
         answer: Message = json.loads(said)

@@ -82,6 +82,7 @@ class Result:
             "staleness": run.get("staleness"),
             "classes": run.get("classes") or [],
             "columns": run.get("columns") or [],
+            "label": run.get("label") or None,
             "stopped": self.receipt.stopped if self.receipt else 0,
             "left": len(self.receipt.left) if self.receipt else 0,
         }

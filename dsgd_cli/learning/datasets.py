@@ -26,8 +26,8 @@ PIECE_BYTES = 8 << 20  # of an array that is looked at or converted as a whole
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
     """x, y: the training set; x_test, y_test: held out. Examples are along the first axis.
-    `classes`, `columns`: what the class numbers mean, and the features along x's second axis, where
-    the source has names for them."""
+    `classes`, `columns`, `label`: what the class numbers mean, the features along x's second axis,
+    and the labels, where the source has names for them."""
 
     name: str
     x: Array | Pixels
@@ -36,6 +36,7 @@ class Dataset:
     y_test: Array
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    label: str = ""
     known: str = field(default="", kw_only=True)  # its digest, where nobody has to read everything
 
     @property

@@ -1,8 +1,8 @@
 """Which examples `dsgd predict` computes outputs of, and in which order.
 
 Examples may have no labels. A file says so itself where it can: an npz with `x` alone, a table
-that lacks the column with the labels' name or has a feature of the model's where labels would be, a
-folder of images without folders in it. Of the others the user says it.
+that lacks the column with the labels' name, a folder of images without folders in it. Of the others
+the user says it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.lib.npyio import NpzFile
 
 from dsgd_cli.contract.errors import UserCodeError
 from dsgd_cli.learning.adapters import load_data
+from dsgd_cli.learning.checks import check_finite
 from dsgd_cli.learning.datasets import Dataset
 from dsgd_cli.learning.pixels import Array, Pixels, joined
 from dsgd_cli.learning.readers.csv import Column, csv_names, csv_without_labels
@@ -52,8 +53,8 @@ class Examples:
 def examples_of(order: Order) -> Examples:
     """The part that was asked for. By default the held-out one; all of a file that has none.
 
-    `order`: train (as the run's), files ({data: path or None}), own, labels, part, classes and
-    columns; see `predict`. Raises UserCodeError, SpecError.
+    `order`: train (as the run's), files ({data: path or None}), own, labels, part, classes,
+    columns and label; see `predict`. Raises UserCodeError, SpecError.
     """
     ref, path = order["train"]["data"], order["files"]["data"] and Path(order["files"]["data"])
     kind, other, labels = ref["kind"], not order["own"], order["labels"]
@@ -61,10 +62,13 @@ def examples_of(order: Order) -> Examples:
     part = order["part"] or (ALL if other and (whole or not labels) else HELD_OUT)
     options = ref["options"]
     if kind == "csv" and other and path is not None:
-        options = {**options, "ignore": _no_features(path, order["columns"], labels, **options)}
-    if part == ALL and other and path is not None and kind in UNLABELLED:
+        options = {**options, **_columns_of(path, order, **options)}
+    if other and path is not None and kind in UNLABELLED:
         says_so, read = UNLABELLED[kind]
-        if not labels or says_so(path, known=order["columns"], **options):
+        if not labels or says_so(path, **options):
+            if part != ALL:
+                what = f"{path.name}: examples without labels have no {part} part"
+                raise UserCodeError(what, remedy="leave out --part: all of them are taken")
             x, names = read(path, **options)
             floats = isinstance(x, Pixels) or x.dtype.kind == "f"
             x = x.astype(order["train"]["dtype"]) if floats else x
@@ -104,25 +108,33 @@ def _labelled(
     if kind == "images" and path is not None:
         names = image_names(path, options["test_fraction"])
         files = [names[row] for row in rows]
+    if kind == "csv" and not order["own"]:
+        _check_names(data, order["classes"])
     return Examples(data.name, part, x, _renumbered(data, y, order["classes"]), data, files)
 
 
-def _no_features(
+def _columns_of(
     path: Path,
-    known: Sequence[str],
-    labels: bool,
+    order: Order,
     label: Column = -1,
     ignore: Sequence[Column] = (),
     delimiter: str = ",",
     **_: Any,
-) -> list[Column]:
-    """Columns of another table to be ignored: what the model does not know, or, where nobody knows
-    names, what the run ignored."""
-    names = csv_names(path, delimiter)
-    if not names or not known:
-        return [each for each in ignore if isinstance(each, int) or each in names]
-    spared = {*known, names[label % len(names)] if isinstance(label, int) else label}
-    return [at for at, name in enumerate(names) if name not in (spared if labels else known)]
+) -> dict[str, Any]:
+    """Options for another table: where both have names for their columns, those say which is which,
+    and what the model does not know is ignored."""
+    names, known = csv_names(path, delimiter), order["columns"]
+    if not names or not known or not order["label"]:
+        ignored = [each for each in ignore if isinstance(each, int) or each in names]
+        return {"label": label, "ignore": ignored}
+    if isinstance(label, int):
+        label = order["label"]
+    wanted = {*known, label} if order["labels"] else set(known)
+    wanted -= {each for each in ignore if isinstance(each, str)}
+    return {
+        "label": label,
+        "ignore": [at for at, name in enumerate(names) if name not in wanted],
+    }
 
 
 def _by_name(
@@ -142,6 +154,20 @@ def _by_name(
 
 def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMES]) + ", …" * (len(names) > MOST_NAMES)
+
+
+def _check_names(data: Dataset, classes: Sequence[str]) -> None:
+    """That texts and numbers as labels are not taken for each other."""
+    if classes and not data.classes and data.y.dtype.kind in "iu":
+        raise UserCodeError(
+            f"{data.name}: its labels are numbers, and the model's classes have names",
+            remedy=f"they are {_list(classes)}",
+        )
+    if data.classes and not classes:
+        raise UserCodeError(
+            f"{data.name}: its labels are texts, and the run has no names for its classes",
+            remedy="number them as those that were trained on, or leave them out: --no-labels",
+        )
 
 
 def _renumbered(data: Dataset, y: Array, classes: Sequence[str]) -> Array:
@@ -194,16 +220,15 @@ def _npz(path: Path, **_: Any) -> tuple[Array, Sequence[str]]:
         raise UserCodeError(f"{path.name}: {error}") from error
     if x.dtype.kind not in "fiub" or x.ndim == 0 or len(x) == 0:
         raise UserCodeError(f"{path.name}: x has dtype {x.dtype} and shape {x.shape}")
+    check_finite(path.name, "x", x)
     return x, ()
 
 
-def _csv_lacks_labels(
-    path: Path, known: Sequence[str], label: Column = -1, delimiter: str = ",", **_: Any
-) -> bool:
-    names = csv_names(path, delimiter)
-    if not names:
+def _csv_lacks_labels(path: Path, label: Column = -1, delimiter: str = ",", **_: Any) -> bool:
+    if isinstance(label, int):
         return False
-    return names[label % len(names)] in known if isinstance(label, int) else label not in names
+    names = csv_names(path, delimiter)
+    return bool(names) and label not in names
 
 
 def _csv(

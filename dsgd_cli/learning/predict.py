@@ -40,8 +40,8 @@ def predict(order: Order) -> dict[str, Any]:
     """Compute, write the outputs, and say the metrics. Raises UserCodeError and SpecError.
 
     `order`: model_file, train (as the run's), seed, files ({model, data: path or None}), own
-    (whether the data are those of the run), labels (whether they have some), classes and columns
-    (the names of the run's), part (or None), out (or None).
+    (whether the data are those of the run), labels (whether they have some), classes, columns and
+    label (the names of the run's), part (or None), out (or None).
     """
     train, files = order["train"], order["files"]
     params = read_tensors(Path(order["model_file"]))

@@ -26,7 +26,7 @@ from dsgd_cli.learning.readers import idx
 from dsgd_cli.learning.readers.cache import begin, kept, look_up, mapped
 
 SMALL_BYTES = 8 << 20
-FACTS = "facts.json"  # digest, classes, columns, and "pixels": the names of arrays that are such
+FACTS = "facts.json"  # digest, names, and "pixels": the names of arrays that are such
 VERSION = 2  # of what is in the cache: of this module and of the readers
 
 # reader -> the files that it will read
@@ -95,6 +95,7 @@ def _write(data: Dataset, folder: Path) -> None:
         "digest": data.digest(),
         "classes": data.classes,
         "columns": data.columns,
+        "label": data.label,
         "pixels": pixels,
     }
     (folder / FACTS).write_text(json.dumps(facts))
@@ -109,7 +110,9 @@ def _entry(folder: Path, name: str, dtype: str) -> Dataset | None:
             raw = mapped(folder / f"{each}.npy")
             arrays.append(Pixels(raw, np.dtype(dtype)) if each in facts["pixels"] else raw)
         x, y, x_test, y_test = arrays
-        names = (tuple(map(str, facts[what])) for what in ("classes", "columns"))
+        classes, columns = (tuple(map(str, facts[what])) for what in ("classes", "columns"))
+        label = str(facts["label"])
+        names = (classes, columns, label)
         return Dataset(name, x, y, x_test, y_test, *names, known=facts["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -186,7 +186,7 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Prepared(_message.Message):
-    __slots__ = ("epoch", "tensors", "dtype", "examples", "digest", "data_digest", "held_out", "classes", "columns")
+    __slots__ = ("epoch", "tensors", "dtype", "examples", "digest", "data_digest", "held_out", "classes", "columns", "label")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +196,7 @@ class Prepared(_message.Message):
     HELD_OUT_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     dtype: str
@@ -205,7 +206,8 @@ class Prepared(_message.Message):
     held_out: int
     classes: _containers.RepeatedScalarFieldContainer[str]
     columns: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, epoch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., dtype: _Optional[str] = ..., examples: _Optional[int] = ..., digest: _Optional[str] = ..., data_digest: _Optional[str] = ..., held_out: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., columns: _Optional[_Iterable[str]] = ...) -> None: ...
+    label: str
+    def __init__(self, epoch: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., dtype: _Optional[str] = ..., examples: _Optional[int] = ..., digest: _Optional[str] = ..., data_digest: _Optional[str] = ..., held_out: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., columns: _Optional[_Iterable[str]] = ..., label: _Optional[str] = ...) -> None: ...
 
 class Cut(_message.Message):
     __slots__ = ("tensors", "dtype", "servers", "max_block_bytes", "examples")

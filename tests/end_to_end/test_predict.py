@@ -117,6 +117,7 @@ def test_a_run_knows_what_its_classes_are_called(user: User) -> None:
     run = user.dsgd("train", "--json")
     assert run.summary["classes"] == ["cat", "dog", "eel"]
     assert run.summary["columns"] == ["a", "b", "c", "d"]
+    assert run.summary["label"] == "kind"
     head, *rows = named(table(60, 2))
     user.write("\n".join([head, *(row for row in rows if not row.startswith("cat"))]), "new.csv")
     run = user.dsgd("predict", run.summary["run_dir"], "--data", "new.csv", "--json", "-o", "o.csv")
@@ -155,11 +156,14 @@ def test_ctrl_c_ends_it_without_a_traceback(user: User) -> None:
     home = user.dsgd("train", "--json").summary["run_dir"]
     slow = "import pathlib, time\npathlib.Path('began').touch()\ntime.sleep(60)\n"
     user.write(slow + MODEL, "model.py")
-    process = user.start("predict", home)
+    part = user.folder / ".o.csv.part"
+    part.touch()  # as if it had begun to write
+    process = user.start("predict", home, "-o", "o.csv")
     wait_until((user.folder / "began").exists, 20, "the model to be imported")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     run = user.finish(process, timeout_s=10)
     assert (run.code, run.err.strip()) == (130, "error: stopped by Ctrl-C")
+    assert not part.exists()
 
 
 def test_what_is_no_run_and_what_is_no_format_is_2(user: User) -> None:

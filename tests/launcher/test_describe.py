@@ -103,6 +103,8 @@ VALID: list[dict[str, Any]] = [
     {"train": {"data": {"idx": "host:/srv/mnist"}}},
     {"train": {"data": {"idx": "host:/srv/mnist", "per_host": True}}},
     {"train": {"data": {"load": "data.py", "per_host": True}}},
+    {"train": {"evaluate": {"every": "30s", "training": True}}},
+    {"train": {"data": {"csv": "host:/data.csv", "ignore": ["id", 3], "label": "kind"}}},
     {"train": {"optimizer": {"adam": {"beta1": 0.5}}, "algorithm": "downpour"}},
     {"train": {"algorithm": {"downpour": {"push_every": 2}}, "evaluate": {"every": "2 epochs"}}},
     {"train": {"until": {"accuracy": 0.9, "max_time": "10m", "max_steps": 5}}},

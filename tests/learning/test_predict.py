@@ -50,6 +50,7 @@ def order(model_file: Path, **more: Any) -> dict[str, Any]:
         "labels": True,
         "classes": [],
         "columns": [],
+        "label": "",
         "part": None,
         "out": None,
         **more,
@@ -377,7 +378,8 @@ def test_a_table_without_labels_that_is_wrong_is_a_sentence(
         ("c,b,a\n" + "2,0.5,0\n" * 2, {"label": "kind"}),  # no labels
         ("c,id,b,a\n" + "2,7,0.5,0\n" * 2, {"label": "kind"}),  # and more than the model knows
         ("c,id,b,a\n" + "2,n7,0.5,0\n" * 2, {"label": "kind", "ignore": ["name"]}),
-        ("id,c,b,a\n" + "n7,2,0.5,0\n" * 2, {}),  # a feature where labels would be: none
+        ("id,c,b,a\n" + "n7,2,0.5,0\n" * 2, {}),
+        ("kind,c,b,a,flag\n" + "y,2,0.5,0,1\n" * 2, {}),  # wherever it is
         ("c,kind,b,a\n" + "2,y,0.5,0\n" * 2, {"label": "kind", "labels": False}),
         ("c,b,a,kind\n" + "2,0.5,0,y\n" * 2, {}),  # the last one
         ("0,0.5,2\n" * 2, {"labels": False}),  # no names
@@ -390,17 +392,66 @@ def test_columns_are_taken_by_their_names(
     labels = {"labels": options.pop("labels")} if "labels" in options else {}
     new = table(tmp_path / "new.csv", text, **options)
     out = tmp_path / "out.npz"
-    names = {"columns": ["a", "b", "c"], "classes": ["x", "y", "z"], **labels}
+    names = {"columns": ["a", "b", "c"], "classes": ["x", "y", "z"], "label": "kind"}
+    names |= labels
     model = three_classes(tmp_path)
     predict(order(model, **new, **names, out=str(out)))
     with np.load(out) as arrays:
         assert np.allclose(arrays["outputs"], expected(model, np.array([[0, 0.5, 2]] * 2)))
 
 
+def test_the_label_is_found_by_its_name(tmp_path: Path) -> None:
+    """The run's was the last column; here another one is."""
+    text = "c,kind,b,a,flag\n" + "2,z,0.5,0,1\n3,y,9,0,0\n"
+    names = {"columns": ["a", "b", "c"], "classes": ["x", "y", "z"], "label": "kind"}
+    said = predict(order(three_classes(tmp_path), **table(tmp_path / "new.csv", text), **names))
+    assert (said["examples"], said["metrics"]["accuracy"]) == (2, 1.0)
+    text = "c,b,a,flag\n" + "2,0.5,0,1\n" * 2
+    said = predict(order(three_classes(tmp_path), **table(tmp_path / "new.csv", text), **names))
+    assert (said["examples"], said["metrics"]) == (2, None)
+
+
+KNOWN = {"columns": ["a", "b", "c"], "label": "k"}
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "message"),
+    [
+        ("1,2,3,0\n" * 4, {"classes": ["x", "y", "z"]}, "labels are numbers, and the model's"),
+        ("1,2,3,x\n" * 4, {}, "labels are texts, and the run has no names"),
+        (
+            "a,b,c\n1,2,3\n",
+            {"columns": ["a", "b", "c"], "label": "k", "part": "held-out"},
+            "no held-",
+        ),
+        (
+            "a,b,c,k\n1,2,3,0\n",
+            {"columns": ["a", "b", "c"], "label": "k", "ignore": ["b"]},
+            "no column 'b'",
+        ),
+    ],
+)
+def test_what_would_be_taken_for_something_else_is_refused(
+    tmp_path: Path, text: str, more: dict[str, Any], message: str
+) -> None:
+    options = {"ignore": more.pop("ignore")} if "ignore" in more else {}
+    with pytest.raises(UserCodeError, match=message):
+        predict(
+            order(three_classes(tmp_path), **table(tmp_path / "new.csv", text, **options), **more)
+        )
+
+
+def test_an_npz_without_labels_must_be_finite(model_file: Path, tmp_path: Path) -> None:
+    x = np.ones((3, 64))
+    x[1, 2] = np.nan
+    with pytest.raises(UserCodeError, match=r"new\.npz: x\[1, 2\] is nan"):
+        predict(order(model_file, **npz(tmp_path / "new.npz", x=x), own=False))
+
+
 def test_a_column_that_the_model_needs_is_named(tmp_path: Path) -> None:
     new = table(tmp_path / "new.csv", "c,z,a,kind\n" + "1,2,3,0\n" * 4)
     with pytest.raises(UserCodeError, match="no column 'b', which the model was") as caught:
-        predict(order(three_classes(tmp_path), **new, columns=["a", "b", "c"]))
+        predict(order(three_classes(tmp_path), **new, columns=["a", "b", "c"], label="kind"))
     assert caught.value.remedy.startswith("it needs a, b, c;")
 
 

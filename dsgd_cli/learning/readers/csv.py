@@ -40,7 +40,9 @@ def csv(
     head = _inspect(path, label, ignore, delimiter)
     x, y, classes = _examples(path, head, delimiter)
     found = hold_out(path.name, x, y, test_fraction)
-    return replace(found, classes=classes, columns=head.features)
+    assert head.label is not None
+    label = head.header[head.label] if head.features else ""
+    return replace(found, classes=classes, columns=head.features, label=label)
 
 
 def csv_without_labels(
