@@ -233,7 +233,9 @@ def _running(folder: Path, cell: Cell) -> Message:
 
 def _write(folder: Path, entries: Sequence[Message]) -> None:
     try:
-        (folder / "sweep.json").write_text(json.dumps(entries, indent=1) + "\n")
+        part = folder / ".sweep.json.part"  # somebody may be reading
+        part.write_text(json.dumps(entries, indent=1) + "\n")
+        part.replace(folder / "sweep.json")
     except OSError as error:
         raise DsgdError(f"{folder}: {error.strerror}") from None
 

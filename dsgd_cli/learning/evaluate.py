@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dsgd_cli.contract.errors import UserCodeError
 from dsgd_cli.learning.adapters import Model
-from dsgd_cli.learning.datasets import Dataset
+from dsgd_cli.learning.datasets import SPLIT_SEED, Dataset
 from dsgd_cli.learning.pixels import Pixels, part_of
 
 Array = NDArray[Any]
@@ -37,10 +37,10 @@ def evaluate(
 
 
 def evaluate_training(model: Model, params: Mapping[str, Array], data: Dataset) -> dict[str, float]:
-    """The same metrics of as many training examples as are held out, from all over the set and
-    always the same; named `training_loss`, …"""
-    step = max(1, len(data.x) // len(data.x_test))
-    some = slice(0, step * len(data.x_test), step)  # views: nothing is copied
+    """The same metrics of as many training examples as are held out, drawn at random and always
+    the same; named `training_loss`, …"""
+    order = np.random.RandomState(SPLIT_SEED).permutation(len(data.x))
+    some = np.sort(order[: len(data.x_test)])  # taken each time, and as contiguous as a batch is
     values = evaluate(model, params, part_of(data.x, some), data.y[some])
     return {TRAINING + name: value for name, value in values.items()}
 

@@ -123,10 +123,16 @@ def _columns_of(
 ) -> dict[str, Any]:
     """Options for another table: where both have names for their columns, those say which is which,
     and what the model does not know is ignored."""
-    names, known = csv_names(path, delimiter), order["columns"]
+    names, known = csv_names(path, ignore, delimiter), order["columns"]
     if not names or not known or not order["label"]:
-        ignored = [each for each in ignore if isinstance(each, int) or each in names]
-        return {"label": label, "ignore": ignored}
+        found = [each for each in ignore if isinstance(each, int) or each in names]
+        if not order["labels"]:
+            found = [_without_label(path, each, label) for each in found]
+        return {"label": label, "ignore": found}
+    for name in known:
+        if names.count(name) > 1:
+            raise UserCodeError(f"{path.name}: column {name!r} is there twice")
+        _check_column(path.name, name, names, known)
     if isinstance(label, int):
         label = order["label"]
     wanted = {*known, label} if order["labels"] else set(known)
@@ -137,6 +143,29 @@ def _columns_of(
     }
 
 
+def _without_label(path: Path, column: Column, label: Column) -> Column:
+    """Where an ignored column is in a table that has lost its label's."""
+    if isinstance(column, str) or isinstance(label, str):
+        return column
+    if (column < 0) == (label < 0):
+        behind = column < label if column < 0 else column > label
+        return column + (1 if column < 0 else -1) * behind
+    if label in (0, -1):  # at the other end
+        return column
+    raise UserCodeError(
+        f"{path.name}: without the label's column nobody knows which one is {column}",
+        remedy="count `label` and `ignore` from the same end, or name the columns",
+    )
+
+
+def _check_column(data: str, name: str, columns: Sequence[str], known: Sequence[str]) -> None:
+    if name not in columns:
+        raise UserCodeError(
+            f"{data}: no column {name!r}, which the model was trained on",
+            remedy=f"it needs {_list(known)}; without a header, columns are taken as they come",
+        )
+
+
 def _by_name(
     data: str, x: Array | Pixels, columns: Sequence[str], known: Sequence[str]
 ) -> Array | Pixels:
@@ -144,11 +173,7 @@ def _by_name(
     if not columns or not known or list(columns) == list(known):
         return x
     for name in known:
-        if name not in columns:
-            raise UserCodeError(
-                f"{data}: no column {name!r}, which the model was trained on",
-                remedy=f"it needs {_list(known)}; without a header, columns are taken as they come",
-            )
+        _check_column(data, name, columns, known)
     return x[:, [columns.index(name) for name in known]]
 
 
@@ -227,7 +252,7 @@ def _npz(path: Path, **_: Any) -> tuple[Array, Sequence[str]]:
 def _csv_lacks_labels(path: Path, label: Column = -1, delimiter: str = ",", **_: Any) -> bool:
     if isinstance(label, int):
         return False
-    names = csv_names(path, delimiter)
+    names = csv_names(path, (), delimiter)
     return bool(names) and label not in names
 
 

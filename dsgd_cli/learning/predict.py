@@ -179,7 +179,7 @@ def _write_csv(
     if files:
         head.insert(0, "file")
         rows = [[file, *row] for file, row in zip(files, rows, strict=True)]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)
         writer.writerows(rows)

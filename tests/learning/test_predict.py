@@ -384,6 +384,9 @@ def test_a_table_without_labels_that_is_wrong_is_a_sentence(
         ("c,b,a,kind\n" + "2,0.5,0,y\n" * 2, {}),  # the last one
         ("0,0.5,2\n" * 2, {"labels": False}),  # no names
         ("n1,0,0.5,2\n" * 2, {"labels": False, "ignore": [0]}),
+        ("0,n1,0.5,2\n" * 2, {"labels": False, "label": 0, "ignore": [2]}),
+        ("0,n1,0.5,2\n" * 2, {"labels": False, "label": -1, "ignore": [-4]}),
+        ("0,0.5,2,n1\n" * 2, {"labels": False, "label": -2, "ignore": [-1]}),
     ],
 )
 def test_columns_are_taken_by_their_names(
@@ -419,6 +422,7 @@ KNOWN = {"columns": ["a", "b", "c"], "label": "k"}
     [
         ("1,2,3,0\n" * 4, {"classes": ["x", "y", "z"]}, "labels are numbers, and the model's"),
         ("1,2,3,x\n" * 4, {}, "labels are texts, and the run has no names"),
+        ("a,a,c,k\n1,2,3,0\n", KNOWN, "column 'a' is there twice"),
         (
             "a,b,c\n1,2,3\n",
             {"columns": ["a", "b", "c"], "label": "k", "part": "held-out"},
@@ -434,11 +438,19 @@ KNOWN = {"columns": ["a", "b", "c"], "label": "k"}
 def test_what_would_be_taken_for_something_else_is_refused(
     tmp_path: Path, text: str, more: dict[str, Any], message: str
 ) -> None:
-    options = {"ignore": more.pop("ignore")} if "ignore" in more else {}
+    options = {"ignore": more["ignore"]} if "ignore" in more else {}
+    more = {key: value for key, value in more.items() if key != "ignore"}
     with pytest.raises(UserCodeError, match=message):
         predict(
             order(three_classes(tmp_path), **table(tmp_path / "new.csv", text, **options), **more)
         )
+
+
+def test_positions_of_a_table_that_has_lost_its_labels_must_be_known(tmp_path: Path) -> None:
+    """The column 1 may have been on either side of the last but one."""
+    new = table(tmp_path / "new.csv", "1,2,3\n" * 4, label=-2, ignore=[1])
+    with pytest.raises(UserCodeError, match="nobody knows which one is 1"):
+        predict(order(three_classes(tmp_path), **new, labels=False))
 
 
 def test_an_npz_without_labels_must_be_finite(model_file: Path, tmp_path: Path) -> None:

@@ -54,9 +54,10 @@ def csv_without_labels(
     return head.without(numbers), head.features
 
 
-def csv_names(path: Path, delimiter: str = ",") -> list[str]:
+def csv_names(path: Path, ignore: Sequence[Column] = (), delimiter: str = ",") -> list[str]:
     """What the first row calls the columns; nothing if it does not."""
-    return _inspect(path, None, (), delimiter).header
+    positions = [each for each in ignore if isinstance(each, int)]
+    return _inspect(path, None, positions, delimiter).header
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +125,22 @@ def _inspect(path: Path, label: Column | None, ignore: Sequence[Column], delimit
     if len(ignored) + (column is not None) == len(names):
         raise UserCodeError(f"{path.name}: no column is left that would be a feature")
     named = any(isinstance(each, str) for each in (label, *ignore))
-    header = named or _is_header(first, second, ignored | {column})
+    header = named or _is_header(first, second, column, ignored)
     texts = column is not None and not _is_number((second or first)[column])
     return _Head(line if header else 0, names, column, ignored, texts)
 
 
 def _is_header(
-    first: Sequence[str], second: Sequence[str] | None, of_anything: Collection[int | None]
+    first: Sequence[str],
+    second: Sequence[str] | None,
+    label: int | None,
+    ignored: Collection[int],
 ) -> bool:
     """Whether it has text where the next one has numbers; if it is alone, where numbers belong."""
+    cells = [(at, cell) for at, cell in enumerate(first) if at not in ignored]
     if second is None:
-        cells = enumerate(first)
-        return any(not _is_number(cell) for at, cell in cells if at not in of_anything)
-    pairs = zip(first, second, strict=True)
-    return any(not _is_number(cell) and _is_number(below) for cell, below in pairs)
+        return any(not _is_number(cell) for at, cell in cells if at != label)
+    return any(not _is_number(cell) and _is_number(second[at]) for at, cell in cells)
 
 
 def _column(path: Path, label: Column, names: list[str]) -> int:
@@ -221,19 +224,22 @@ def _table(path: Path, head: _Head, delimiter: str, classes: dict[str, int] | No
     except UnicodeDecodeError as error:
         raise UserCodeError(f"{path.name}: not a readable .csv file: {error}") from error
     except (OSError, ValueError) as error:  # numpy reads line by line: the last one is the bad one
-        what, remedy = _what(str(error), head)
+        what, remedy = _what(str(error), head, number)
         raise UserCodeError(f"{path.name}:{number}: {what}", remedy=remedy) from error
     finally:
         rows.close()
 
 
-def _what(said: str, head: _Head) -> tuple[str, str]:
+def _what(said: str, head: _Head, number: int) -> tuple[str, str]:
     """numpy's sentence, in the words of the table, and the remedy."""
     remedy = "every cell must be a number"
     if found := NO_NUMBER.match(said):
         at = int(found[2]) - 1
-        ignore = head.header[at] if at < len(head.header) else at
-        remedy += f", or the column left out: ignore: [{ignore}]"
+        if number == 1:
+            remedy += "; if the first row names the columns, say which is the label: label: NAME"
+        elif at != head.label:
+            ignore = head.header[at] if at < len(head.header) else at
+            remedy += f", or the column left out: ignore: [{ignore}]"
         return f"{head.column(at)}: {found[1]} is not a number", remedy
     if found := OTHER_LENGTH.match(said):
         return f"the row has {found[2]} cells, those above have {found[1]}", remedy

@@ -76,6 +76,12 @@ def test_columns_that_are_ignored_may_hold_anything(
     assert data.columns == (("row", "quarter") if head else ())
 
 
+def test_what_is_ignored_makes_no_header(tmp_path: Path) -> None:
+    rows = ["A5,1,0", "113803,2,1", *(f"{i},{i},{i % 2}" for i in range(3, 11))]
+    x, _, data = from_csv(tmp_path, "\n".join(rows), ignore=[0])
+    assert x[:, 0].tolist() == list(range(1, 11)) and data.columns == ()
+
+
 @pytest.mark.parametrize(
     ("ignore", "rows", "message"),
     [

@@ -66,11 +66,13 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 class World:
     """A server's carrier in this process, without mTLS, and workers' channels to it."""
 
-    def __init__(self, elements: int = ELEMENTS, block: int = BLOCK) -> None:
+    def __init__(
+        self, elements: int = ELEMENTS, block: int = BLOCK, spin: Spin | None = None
+    ) -> None:
         self.service = roles.make_service(elements, block)
         self.held = self.service._run
         self.shape = Shape(elements * 4, block * 4)
-        self.carrier = shm_server.ShmCarrier(self.service)
+        self.carrier = shm_server.ShmCarrier(self.service, spin=spin)
         self.service.carriers = {"shm": self.carrier}
         self.channels: list[ShmChannel] = []
 
@@ -106,7 +108,7 @@ class World:
 def new_world() -> Iterator[Callable[..., World]]:
     made: list[World] = []
 
-    def make(*arguments: int) -> World:
+    def make(*arguments: Any) -> World:
         made.append(World(*arguments))
         return made[-1]
 
@@ -489,10 +491,12 @@ def test_a_request_that_cannot_be_ends_the_connection(
     assert (world.values() == 1).all()
 
 
+@pytest.mark.parametrize("polls", [True, False])
 def test_a_request_that_changes_during_an_exchange_changes_nothing_of_it(
-    new_world: Callable[..., World],
+    new_world: Callable[..., World], polls: bool
 ) -> None:
-    world = new_world(1 << 22, 1 << 16)
+    """And is heard afterwards, whether the server polls or not."""
+    world = new_world(1 << 22, 1 << 16, None if polls else Spin(0))
     rude = Rude(world)
     with rude.end:
         rude.ask(1, 1, SLOTS_AT, Operation.PUSH)
