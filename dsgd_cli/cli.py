@@ -397,7 +397,7 @@ def predict(
     console = _console(as_json)
     from dsgd_cli.launcher import predict as predicting
 
-    options = predicting.Options(data, not no_labels, part, best, out)
+    options = predicting.Options(data=data, labels=not no_labels, part=part, best=best, out=out)
     result = predicting.predict(run, options)
     if as_json:
         console.result(result)

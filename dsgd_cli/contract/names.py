@@ -12,6 +12,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 ROLES = ("coordinator", "server", "worker")
 PROCESS = re.compile(r"(coordinator|server|worker)/(0|[1-9][0-9]{0,4})")
 COORDINATOR = "coordinator/0"
+TRAINING_METRIC = "training_"  # begins the names of metrics that are not of the held-out examples
 
 
 def process_name(role: str, index: int) -> str:

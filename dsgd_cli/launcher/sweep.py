@@ -38,7 +38,7 @@ from dsgd_cli.launcher.phases import Phases
 from dsgd_cli.launcher.remote import Message
 from dsgd_cli.launcher.result import Result
 from dsgd_cli.launcher.train import Options, train
-from dsgd_cli.reporting.write import draw
+from dsgd_cli.reporting.write import draw, write_whole
 
 MOST = 1000  # runs; more are a slip
 COLUMNS = ("outcome", "value", "loss", "steps", "epochs", "seconds", "examples_per_second")
@@ -233,9 +233,7 @@ def _running(folder: Path, cell: Cell) -> Message:
 
 def _write(folder: Path, entries: Sequence[Message]) -> None:
     try:
-        part = folder / ".sweep.json.part"  # somebody may be reading
-        part.write_text(json.dumps(entries, indent=1) + "\n")
-        part.replace(folder / "sweep.json")
+        write_whole(folder / "sweep.json", json.dumps(entries, indent=1) + "\n")
     except OSError as error:
         raise DsgdError(f"{folder}: {error.strerror}") from None
 

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsgd_cli.contract.errors import UserCodeError
+from dsgd_cli.contract.names import TRAINING_METRIC
 from dsgd_cli.learning.adapters import Model
 from dsgd_cli.learning.datasets import SPLIT_SEED, Dataset
 from dsgd_cli.learning.pixels import Pixels, part_of
 
 Array = NDArray[Any]
 CHUNK = 1024  # examples at a time
-TRAINING = "training_"  # what names of metrics begin with that are not of the held-out examples
 
 
 def evaluate(
@@ -42,7 +42,7 @@ def evaluate_training(model: Model, params: Mapping[str, Array], data: Dataset) 
     order = np.random.RandomState(SPLIT_SEED).permutation(len(data.x))
     some = np.sort(order[: len(data.x_test)])  # taken each time, and as contiguous as a batch is
     values = evaluate(model, params, part_of(data.x, some), data.y[some])
-    return {TRAINING + name: value for name, value in values.items()}
+    return {TRAINING_METRIC + name: value for name, value in values.items()}
 
 
 def _mean_loss(model: Model, params: Mapping[str, Array], x: Array | Pixels, y: Array) -> float:

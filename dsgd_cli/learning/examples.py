@@ -7,6 +7,7 @@ the user says it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -129,8 +130,9 @@ def _columns_of(
         if not order["labels"]:
             found = [_without_label(path, each, label) for each in found]
         return {"label": label, "ignore": found}
+    times = Counter(names)
     for name in known:
-        if names.count(name) > 1:
+        if times[name] > 1:
             raise UserCodeError(f"{path.name}: column {name!r} is there twice")
         _check_column(path.name, name, names, known)
     if isinstance(label, int):

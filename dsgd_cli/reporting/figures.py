@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from dsgd_cli.contract.names import TRAINING_METRIC
 from dsgd_cli.reporting import series
 from dsgd_cli.reporting.charts import (
     Axis,
@@ -94,7 +95,7 @@ def _metric(runs: Sequence[Run], measured: Sequence[Metrics], name: str, note: s
     """On the held-out examples, and on training examples where those were evaluated, too."""
     found = []
     for colour, (run, metrics) in enumerate(zip(runs, measured, strict=True)):
-        if training := metrics.get(series.TRAINING + name):
+        if training := metrics.get(TRAINING_METRIC + name):
             found.append((run.name, TRAINING, colour, training))
         found.append((run.name, HELD_OUT, colour, metrics.get(name, [])))
     title, legend = f"{name[:1].upper()}{name[1:]}", _legend(runs)
@@ -108,7 +109,7 @@ def _metric(runs: Sequence[Run], measured: Sequence[Metrics], name: str, note: s
 
 def _elsewhere(name: str, metrics: Metrics) -> bool:
     """Whether it is drawn in another metric's figure, or by what the workers report."""
-    return name == "loss" or name.removeprefix(series.TRAINING) in metrics.keys() - {name}
+    return name == "loss" or name.removeprefix(TRAINING_METRIC) in metrics.keys() - {name}
 
 
 def _are_both(found: Sequence[Curve]) -> bool:

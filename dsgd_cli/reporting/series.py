@@ -19,7 +19,6 @@ from dsgd_cli.reporting.runs import Record, Run
 MAX_POINTS = 240  # of a line: more are means over neighbours
 BIN_S = 0.25  # a worker reports at most four times a second
 MAX_BINS = 120
-TRAINING = "training_"  # begins the names of metrics of training examples
 NOT_METRICS = frozenset(("kind", "time", "step", "epoch", "frozen", "worker"))
 PARTS = ("pull", "compute", "push")
 

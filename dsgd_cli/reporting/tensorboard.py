@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from dsgd_cli.contract.names import TRAINING_METRIC
 from dsgd_cli.reporting.runs import Record
-from dsgd_cli.reporting.series import NOT_METRICS, TRAINING, number
+from dsgd_cli.reporting.series import NOT_METRICS, number
 
 VERSION = "brain.Event:2"
 NAME = "events.out.tfevents.{second}.dsgd"
@@ -70,8 +71,8 @@ class EventFile:
 
 def _tag(name: str) -> str:
     """`training/loss` is that of the batches."""
-    if name.startswith(TRAINING):
-        return f"training_examples/{name.removeprefix(TRAINING)}"
+    if name.startswith(TRAINING_METRIC):
+        return f"training_examples/{name.removeprefix(TRAINING_METRIC)}"
     return f"held_out/{name}"
 
 

@@ -59,7 +59,7 @@ def write_report(folders: Sequence[Path], target: Path | None = None) -> Written
     path = _path(folders, target)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, page(runs, found))
+        write_whole(path, page(runs, found))
         plots: tuple[Path, ...] = ()
         if find_spec("matplotlib") is not None:
             from dsgd_cli.reporting.png import write_plots
@@ -111,7 +111,7 @@ def _path(folders: Sequence[Path], target: Path | None) -> Path:
     return target if target.suffix in (".html", ".htm") else target / REPORT
 
 
-def _replace(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """The whole file or the one that was there: somebody may be looking at it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -112,8 +112,8 @@ class Loop:
     def _sleep(self) -> Events:
         if self._watches:
             self._watch(False)
-        if asking := self._asking():  # also who rang in the middle of its exchange, unheard
-            return asking
+            if asking := self._asking():
+                return asking
         return self._epoll.poll(IDLE_S)
 
     def _asking(self) -> Events:
@@ -167,6 +167,8 @@ class Loop:
                 continue
             if not member.busy:
                 self._working.pop(fd, None)
+                if fd in self._members:
+                    self._event(fd, 0)  # who asked in the middle of its exchange has rung already
         for _, member in working:
             member.shard.fresh.clear()
         if not moved:
