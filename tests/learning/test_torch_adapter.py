@@ -44,7 +44,9 @@ DATA = load_data("builtin", "digits").as_dtype("float32")
 
 
 @pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
+def as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # torch's own optimizers make this folder, by default below the system's temporary one
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     threads, path = torch.get_num_threads(), list(sys.path)
     yield
     torch.set_num_threads(threads)
