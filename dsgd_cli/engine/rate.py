@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 ROUNDING = 1e-6  # steps
+LEAST = math.ulp(0.0)  # steps: the smallest number there is
 
 Schedule: TypeAlias = Callable[[float], float]  # steps so far -> factor
 Rate: TypeAlias = Callable[[float], float]  # which update of a block, from 1 -> factor
@@ -28,9 +29,9 @@ class Scale:
     steps_per_epoch: float = 1.0
 
     def steps(self, work: Mapping[str, Any]) -> float:
-        """`{"count": 5, "unit": "epoch"}` in steps."""
+        """`{"count": 5, "unit": "epoch"}` in steps; never 0, by which one could not divide."""
         per_unit = self.steps_per_epoch if work["unit"] == "epoch" else 1.0
-        return float(work["count"]) * per_unit
+        return max(float(work["count"]) * per_unit, LEAST)
 
 
 def constant() -> Schedule:

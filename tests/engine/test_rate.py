@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dsgd_cli.contract.options import DECAYS
@@ -117,6 +117,9 @@ warm_ups = st.none() | st.builds(work, counts, units)
 
 
 @given(decays, warm_ups, scales, st.lists(st.integers(1, 10**12), min_size=2, max_size=8))
+@example(steps(5e-324, 1.0, "epoch"), None, Scale(1.0, 0.5), [1, 2])  # half of that is no number
+@example(cosines(5e-324, 0.0, "epoch"), None, Scale(1.0, 0.5), [1, 2])
+@example({"name": "constant"}, work(5e-324, "epoch"), Scale(1.0, 0.5), [1, 2])
 def test_no_rate_is_negative_or_more_than_1(
     decay: dict[str, Any], warm_up: dict[str, Any] | None, scale: Scale, updates: list[int]
 ) -> None:
