@@ -556,8 +556,14 @@ def test_a_lost_wake_up_costs_a_moment_only(world: World, monkeypatch: pytest.Mo
             ring(link)
 
     monkeypatch.setattr(shm_link.Link, "_ring", lose_the_first)
+    loop = world.carrier._loop
+    assert loop is not None
+
+    def sleeps() -> bool:  # it may say so while it is at work, and it looks when that is done
+        return bool(_words(channel)[SERVER_SLEEPS]) and not loop._working
+
     for seq in range(2, 50):  # now and then it looks once more after it has said that it sleeps
-        until(lambda: bool(_words(channel)[SERVER_SLEEPS]), "the server does not sleep")
+        until(sleeps, "the server does not sleep")
         rings = 0
         push(channel, seq, world.vector(-1))
         assert (world.values() == seq).all()
